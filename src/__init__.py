@@ -1,0 +1,1 @@
+"""Train, compare and look at generative models: `python -m src.train model=vae`."""

@@ -1,0 +1,78 @@
+"""The only place that turns config nodes into objects. What a config may name is limited to a few packages."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.core.errors import UserError
+from src.core.spec import DataSpec
+
+__all__ = ["build", "build_model"]
+
+_ALLOWED = ("src.", "torch.optim.", "torch.nn.", "lightning.pytorch.")
+
+
+def build(node: DictConfig | dict[str, Any]) -> Any:
+    """The object that a node describes by `_target_`; with `_partial_: true` a function that takes the rest of the arguments.
+
+    A node without `_target_` gives a dict of what its values describe. Lists and dicts arrive as plain Python types.
+    """
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    for path, target in _targets(plain):
+        _require_allowed(path, target)
+    try:
+        return instantiate(plain, _convert_="all")
+    except InstantiationException as error:
+        raise _explained(error) from error
+
+
+def build_model(node: DictConfig | dict[str, Any], spec: DataSpec, name: str) -> Any:
+    """The model of a config for the data at hand; a refusal names both."""
+    try:
+        return build(node)(spec=spec)
+    except UserError as error:
+        raise UserError(f"model={name} with data={spec.name}: {error}") from error
+    except InstantiationException as error:
+        raise _explained(error) from error
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All `_target_`s below a plain node, with their paths."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key == "_target_":
+            yield here, str(value)
+        else:
+            yield from _targets(value, here)
+
+
+def _require_allowed(path: str, target: str) -> None:
+    """Refuse a target outside the allowed packages, also one reached through them (`src.runs.os.system`)."""
+    allowed = ", ".join(name.rstrip(".") for name in _ALLOWED)
+    refusal = f"{path}={target} may not be built; a config may name what is defined in {allowed}"
+    if not target.startswith(_ALLOWED):
+        raise UserError(refusal)
+    try:
+        found = get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}={target} does not exist ({error})") from error
+    if not f"{getattr(found, '__module__', '')}.".startswith(_ALLOWED):
+        raise UserError(refusal)
+
+
+def _explained(error: InstantiationException) -> Exception:
+    """The user's error inside Hydra's, if there is one; else Hydra's in one sentence if it is about arguments."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, TypeError):
+            return UserError(f"the config does not fit what it builds: {cause} ({str(error).splitlines()[-1]})")
+        cause = cause.__cause__
+    return error
+
+

@@ -1,0 +1,141 @@
+"""What the entry points share: checking the command line before anything heavy is imported, and errors in one sentence."""
+
+import difflib
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.core.errors import UserError
+from src.runs import config_hash
+
+__all__ = ["run_entry_point"]
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: Callable[[DictConfig], None]) -> None:
+    """Run `task` under Hydra with the config composed from the command line.
+
+    Args:
+        config_name: file in `conf/`.
+        task: called with the config; a `UserError` from it ends the program with its sentence, without a traceback.
+        check: called with the config before Hydra makes any directory; raises `UserError` if it cannot be.
+    """
+    OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument or argument.startswith(("+", "~"))]
+    if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
+        try:
+            for config in _compose_all(config_name, overrides):
+                check(config)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+    decorate = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    decorate(_with_short_errors(task))()
+
+
+def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    @functools.wraps(task)
+    def wrapped(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except UserError as error:
+            raise CompactHydraException(f"error: {error}") from error
+
+    return wrapped
+
+
+def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]:
+    """The config of the command line; for a sweep one config for each value that occurs in it."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for single in _single_values(parsed):
+            try:
+                config = compose(config_name, overrides=single)
+                OmegaConf.to_container(config, resolve=True)
+            except HydraException as error:
+                raise UserError(_explain(error, config_name, parsed)) from error
+            except OmegaConfBaseException as error:
+                raise UserError(f"{str(error).splitlines()[0]} (in the config key {error.full_key})") from error
+            yield config
+
+
+def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
+    """The overrides with one value each: all first values, then every other value in turn."""
+    values = [_values(override) for override in parsed]
+    first = [options[0] for options in values if options]
+    yield first
+    for i, options in enumerate(values):
+        for other in options[1:]:
+            yield [*first[:i], other, *first[i + 1 :]]
+
+
+def _values(override: Override) -> list[str]:
+    if override.key_or_group.startswith("hydra"):  # launchers and sweepers are Hydra's own to check
+        return [] if override.is_sweep_override() else [override.input_line]
+    if not override.is_sweep_override():
+        return [override.input_line]
+    key = override.input_line.partition("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _explain(error: HydraException, config_name: str, parsed: list[Override]) -> str:
+    """Hydra's message in one sentence, with the nearest name that exists."""
+    message = str(error)
+    for override in parsed:
+        key = override.key_or_group
+        group = CONF / key.partition("@")[0]
+        if group.is_dir() and isinstance(value := override.value(), str) and not (group / f"{value}.yaml").exists():
+            options = sorted(file.stem for file in group.glob("*.yaml"))
+            return f"{key}={value} does not exist{_nearest(value, options)}; allowed: {', '.join(options)}"
+        if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
+            return f"{key} is not a key of the config{_nearest(key, _known_keys(config_name, parsed))}"
+    return message.splitlines()[0]
+
+
+def _known_keys(config_name: str, parsed: list[Override]) -> list[str]:
+    """All keys and groups that an override may name, given the groups that were chosen."""
+    groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
+    chosen = [
+        override.input_line
+        for override in parsed
+        if override.key_or_group in groups and not override.is_sweep_override()
+    ]
+    try:
+        config = compose(config_name, overrides=chosen)
+    except HydraException:
+        config = compose(config_name)
+    return [*groups, *_paths(config, "")]
+
+
+def _paths(node: Any, prefix: str) -> Iterator[str]:
+    if not isinstance(node, DictConfig):
+        return
+    for key in node:
+        path = f"{prefix}{key}"
+        yield path
+        if not OmegaConf.is_missing(node, key):
+            yield from _paths(node._get_node(key), f"{path}.")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?` by the whole path, or by its last part."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:
+        last = name.rpartition(".")[2]
+        by_last = {path.rpartition(".")[2]: path for path in known}
+        close = [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,14 @@
+"""The two exceptions that carry a sentence for the user."""
+
+__all__ = ["NotApplicable", "UserError"]
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message says what was given, what is allowed and where to set it. Entry points print it without a traceback.
+    """
+
+
+class NotApplicable(Exception):  # noqa: N818 - it is an answer, not a fault
+    """A metric or a capability has no value here; the message says why. Evaluation records it in the results."""

@@ -1,0 +1,150 @@
+"""What a data set gives: the one place where shapes, value ranges and classes are written down.
+
+A model reads its sizes from the `DataSpec`; nobody types a number twice. Raw arrays hold *levels* (uint8 integers
+0 .. levels-1); everything outside a likelihood works in *data units*, which for images are [-1, 1].
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.core.errors import UserError
+
+__all__ = ["BINARY_DYNAMIC", "BINARY_STATIC", "CONTINUOUS", "DISCRETE", "DataSpec", "Values"]
+
+BINARY_STATIC = "binary_static"  # each pixel drawn from Bernoulli(grey value) once and for all
+BINARY_DYNAMIC = "binary_dynamic"  # drawn afresh each time a training example is seen; held-out data drawn once
+DISCRETE = "discrete"  # integer levels, 256 of them for 8-bit images
+CONTINUOUS = "continuous"  # real numbers in [low, high]
+
+
+@dataclass(frozen=True)
+class Values:
+    """The set that one value of an example comes from.
+
+    Args:
+        kind: one of `BINARY_STATIC`, `BINARY_DYNAMIC`, `DISCRETE`, `CONTINUOUS`.
+        low: smallest value in data units (`-inf` if unbounded).
+        high: largest value in data units.
+        levels: number of distinct values, or None for continuous values.
+    """
+
+    kind: str
+    low: float
+    high: float
+    levels: int | None
+
+    @property
+    def is_bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def is_binary(self) -> bool:
+        return self.kind in (BINARY_STATIC, BINARY_DYNAMIC)
+
+    def describe(self) -> str:
+        if self.kind == DISCRETE:
+            return f"discrete values ({self.levels} levels)"
+        if self.kind == CONTINUOUS:
+            return f"continuous values in [{self.low:g}, {self.high:g}]"
+        return f"binary values ({self.kind.removeprefix('binary_')} binarization)"
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What one example of a data set is.
+
+    Args:
+        name: the data set's name, as in `data=NAME`.
+        modality: "image", "vector", "tokens" or "audio".
+        shape: event shape of one example, `(channels, height, width)` for images.
+        values: what one value is.
+        class_names: one name per class; empty if the data set has no labels.
+    """
+
+    name: str
+    modality: str
+    shape: tuple[int, ...]
+    values: Values
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if there are no labels."""
+        return len(self.class_names)
+
+    @property
+    def num_dims(self) -> int:
+        """Number of values in one example."""
+        return math.prod(self.shape)
+
+    def describe(self) -> str:
+        size = "x".join(str(n) for n in self.shape)
+        labels = f"{self.num_classes} classes" if self.num_classes else "no labels"
+        return f"{self.modality} {size}, {self.values.describe()}, {labels}"
+
+    def require_modality(self, *allowed: str) -> None:
+        """Raise `UserError` unless this is one of the `allowed` modalities."""
+        if self.modality not in allowed:
+            wanted = " or ".join(allowed)
+            raise UserError(f"takes {wanted} data; data={self.name} gives {self.modality} (choose another with data=)")
+
+    def require_classes(self) -> None:
+        """Raise `UserError` unless the examples carry class labels."""
+        if not self.num_classes:
+            raise UserError(
+                f"draws a given class, so it needs labelled data; data={self.name} has no labels (for data=image_folder, "
+                "put the images of each class in a folder of its own)"
+            )
+
+    def to_units(self, levels: Tensor) -> Tensor:
+        """Integer levels 0 .. levels-1 to float32 data units, linearly onto [low, high]. Same shape."""
+        assert self.values.levels is not None
+        step = (self.values.high - self.values.low) / (self.values.levels - 1)
+        return levels.float().mul_(step).add_(self.values.low)
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        """Data units to integer levels 0 .. levels-1 (int64): clamp, then round. Inverse of `to_units`."""
+        assert self.values.levels is not None
+        unit = (x - self.values.low) / (self.values.high - self.values.low)
+        return unit.clamp(0, 1).mul(self.values.levels - 1).round().long()
+
+    def to_unit_interval(self, x: Tensor) -> Tensor:
+        """Data units to [0, 1], linearly. Same shape and dtype."""
+        return (x - self.values.low) / (self.values.high - self.values.low)
+
+    def to_bytes(self, x: Tensor) -> Tensor:
+        """Data units to uint8 0 .. 255, clamped and rounded: the one quantisation that pictures and metrics use."""
+        return self.to_unit_interval(x).clamp(0, 1).mul(255).round().byte()
+
+    def squash(self, out: Tensor) -> Tensor:
+        """A network's output onto the data's range: through a tanh where there is a range, unchanged where there is none."""
+        if not self.values.is_bounded:
+            return out
+        return self.values.low + (self.values.high - self.values.low) * 0.5 * (1 + torch.tanh(out))
+
+    def one_hot(self, condition: Tensor | None) -> Tensor:
+        """Class labels `(B,)` as vectors `(B, num_classes)`."""
+        assert condition is not None, "a conditional model needs class labels"
+        return F.one_hot(condition, self.num_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "DataSpec":
+        return cls(
+            name=plain["name"],
+            modality=plain["modality"],
+            shape=tuple(plain["shape"]),
+            values=Values(**plain["values"]),
+            class_names=tuple(plain["class_names"]),
+        )
+
+    def with_values(self, values: Values) -> "DataSpec":
+        return replace(self, values=values)

@@ -1,0 +1,155 @@
+"""Preparation: any data set becomes memory-mapped arrays beside a small JSON, once.
+
+A prepared data set is a folder
+
+    <cache>/<name>-<key>/   meta.json   train_x.npy train_y.npy   test_x.npy test_y.npy   (val likewise)
+
+where the key is a hash of where the data came from and how it was cut, so that a changed source is never served stale.
+The folder is written under another name and renamed when whole: a killed preparation leaves nothing that looks finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.errors import UserError
+from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, Values
+
+__all__ = ["ImageArrays", "Split", "image_values", "prepare", "save_splits", "split_indices"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Args:
+        x: `(N, *event)` uint8 levels, memory-mapped.
+        y: `(N,)` int64 class labels, or None.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """A prepared data set.
+
+    Args:
+        spec: what one example is, as models see it.
+        source_levels: number of integer levels in the arrays (256 for 8-bit images).
+        splits: "train", "val" and "test".
+        fingerprint: hash of the arrays' bytes; two data sets with the same fingerprint are the same.
+    """
+
+    spec: DataSpec
+    source_levels: int
+    splits: dict[str, Split]
+    fingerprint: str
+
+
+def prepare(
+    name: str,
+    cache: str,
+    source: dict[str, Any],
+    levels: int,
+    values: str,
+    make: Callable[[Path], tuple[str, ...]],
+) -> ImageArrays:
+    """Return the prepared arrays of a data set, making them first if they are not there.
+
+    Args:
+        name: the data set's name.
+        cache: folder of all prepared data sets.
+        source: what the arrays depend on, as plain JSON types.
+        levels: number of integer levels.
+        values: how models shall see a value: "discrete", "binary_static", "binary_dynamic" or "continuous".
+        make: writes `<split>_x.npy` and `<split>_y.npy` into a folder and returns the class names (empty: no labels).
+    """
+    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(cache) / f"{name}-{key}"
+    if not (folder / "meta.json").exists():
+        _make_folder(folder, name, source, make)
+    meta = json.loads((folder / "meta.json").read_text())
+    splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
+    spec = DataSpec(
+        name=name,
+        modality="image",
+        shape=splits["train"].x.shape[1:],
+        values=image_values(values, levels),
+        class_names=tuple(meta["class_names"]),
+    )
+    fingerprint = hashlib.sha256(json.dumps(meta["sha256"], sort_keys=True).encode()).hexdigest()
+    return ImageArrays(spec, levels, splits, fingerprint)
+
+
+def image_values(kind: str, levels: int) -> Values:
+    """The values of images in [-1, 1] by their kind; raises `UserError` for an unknown one."""
+    known = {DISCRETE: levels, BINARY_STATIC: 2, BINARY_DYNAMIC: 2, CONTINUOUS: None}
+    if kind not in known:
+        raise UserError(f"data.values={kind} is not known; allowed: {', '.join(known)}")
+    return Values(kind, low=-1.0, high=1.0, levels=known[kind])
+
+
+def split_indices(num_examples: int, num_val: int, num_test: int) -> dict[str, np.ndarray]:
+    """Cut shuffled indices 0 .. N-1 into train, val and test, always in the same way for the same three numbers."""
+    assert num_examples > num_val + num_test
+    order = np.random.default_rng(0).permutation(num_examples)
+    test, val, train = np.split(order, [num_test, num_test + num_val])
+    return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
+
+
+def save_splits(folder: Path, parts: Iterable[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
+    """Write whole arrays `(split, x uint8 (N, C, H, W), y (N,) or None)` in the layout of a prepared data set."""
+    for split, x, y in parts:
+        assert x.dtype == np.uint8
+        np.save(folder / f"{split}_x.npy", x)
+        if y is not None:
+            np.save(folder / f"{split}_y.npy", y.astype(np.int64))
+
+
+def _make_folder(folder: Path, name: str, source: dict[str, Any], make: Callable[[Path], tuple[str, ...]]) -> None:
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write the prepared data to {folder}: {error.strerror} (set data.cache=)") from error
+    try:
+        log.info(f"preparing data={name} once, in {folder}")
+        class_names = make(unfinished)
+        sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(unfinished.glob("*.npy"))}
+        meta = {"name": name, "class_names": class_names, "source": source, "sha256": sums}
+        (unfinished / "meta.json").write_text(json.dumps(meta, indent=2))
+        _rename_unless_there(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _rename_unless_there(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not (folder / "meta.json").exists():  # otherwise another process was faster; its arrays are the same
+            raise
+
+
+def _open_split(folder: Path, split: str, has_labels: bool) -> Split:
+    try:
+        x = np.load(folder / f"{split}_x.npy", mmap_mode="r")
+        y = np.load(folder / f"{split}_y.npy") if has_labels else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew") from error
+    return Split(x, y)

@@ -1,0 +1,174 @@
+"""From prepared arrays to batches: whole batches gathered by index, drawn values, and the Lightning data module.
+
+A sampler hands out `Draw`s, one a batch. What is random about an example (binarization, dequantization) is a function of
+(seed, epoch, example), so it does not depend on the batch size, the number of workers or what was drawn before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.core.batch import Batch
+from src.core.errors import UserError
+from src.core.rng import derive_seed, hash_bits
+from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
+from src.data.arrays import ImageArrays, Split
+
+__all__ = ["ArrayData"]
+
+_HELD_OUT_EPOCH = -1  # held-out data is drawn once, whatever the epoch
+
+
+class ArrayData(L.LightningDataModule):
+    """Loaders over prepared arrays.
+
+    Args:
+        arrays: the prepared data set.
+        batch_size: examples in a training batch, on each device.
+        eval_batch_size: examples in a batch without gradients.
+        num_workers: processes that gather batches beside the training process; 0 gathers in it, which is fastest for
+            arrays in memory.
+        seed: seed of the shuffling and of drawn values.
+    """
+
+    def __init__(self, arrays: ImageArrays, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        for key, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"loader.{key}={value} must be at least {least}")
+        self.arrays = arrays
+        self.spec = arrays.spec
+        self._batch_size = batch_size
+        self._eval_batch_size = eval_batch_size
+        self._num_workers = num_workers
+        self._seed = seed
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        num_examples = len(self.arrays.splits["train"])
+        batch_size = min(self._batch_size, num_examples // world_size)
+        sampler = _ShuffledDraws(num_examples, batch_size, derive_seed(self._seed, 1), rank, world_size)
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.held_out_loader("val")
+
+    def held_out_loader(self, split: str) -> DataLoader:
+        """Batches of one split ("train", "val" or "test") in order, every value drawn once."""
+        return self._loader(split, _OrderedDraws(len(self.arrays.splits[split]), self._eval_batch_size))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return self.to_units(batch)
+
+    def to_units(self, batch: Batch) -> Batch:
+        """A batch straight from a loader, in data units."""
+        return batch.with_x(self.spec.to_units(batch.x)) if batch.x.dtype == torch.uint8 else batch
+
+    def _loader(self, split: str, sampler: Sampler) -> DataLoader:
+        return DataLoader(
+            _Gather(self.arrays, self.arrays.splits[split], derive_seed(self._seed, 2)),
+            batch_size=None,  # the sampler hands out whole batches
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The examples of one batch, and the epoch they are drawn in."""
+
+    epoch: int
+    index: Tensor  # (B,) int64
+
+
+class _Gather(Dataset):
+    """Batches of one split, by `Draw`."""
+
+    def __init__(self, arrays: ImageArrays, split: Split, seed: int) -> None:
+        self._values = arrays.spec.values
+        self._source_levels = arrays.source_levels
+        self._split = split
+        self._seed = seed
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        index = draw.index.numpy()
+        levels = torch.from_numpy(self._split.x[index])
+        condition = None if self._split.y is None else torch.from_numpy(self._split.y[index])
+        return Batch(self._draw_values(levels, draw), condition)
+
+    def _draw_values(self, levels: Tensor, draw: Draw) -> Tensor:
+        kind = self._values.kind
+        if kind == DISCRETE:
+            return levels
+        is_fresh = kind in (BINARY_DYNAMIC, CONTINUOUS)
+        u = _uniform16(self._seed, draw.epoch if is_fresh else _HELD_OUT_EPOCH, draw.index, levels[0].numel())
+        u = u.view(levels.shape)
+        if kind == CONTINUOUS:  # uniform dequantization: a level becomes a value anywhere in its bin
+            unit = (levels + (u + 0.5) / 65536) / self._source_levels
+            return self._values.low + (self._values.high - self._values.low) * unit
+        # P(1) = level / (levels - 1), to within 2^-16
+        return (u * (self._source_levels - 1) < levels.long() * 65536).to(torch.uint8)
+
+
+def _uniform16(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
+    """Integers uniform on 0 .. 65535, `(B, count)` int64, a function of (seed, epoch, index)."""
+    words = hash_bits(derive_seed(seed, epoch), index, (count + 3) // 4)
+    quarters = words.numpy().view(np.uint16)
+    return torch.from_numpy(quarters[:, :count].astype(np.int64))
+
+
+class _ShuffledDraws(Sampler):
+    """One epoch of full batches in an order that is a function of (seed, epoch); ranks take turns."""
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_examples // (self._batch_size * self._world_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        shuffle = torch.Generator().manual_seed(derive_seed(self._seed, self._epoch))
+        order = torch.randperm(self._num_examples, generator=shuffle)
+        for i in range(len(self)):
+            first = (i * self._world_size + self._rank) * self._batch_size
+            yield Draw(self._epoch, order[first : first + self._batch_size])
+
+
+class _OrderedDraws(Sampler):
+    """Every example once, in order; the last batch may be smaller."""
+
+    def __init__(self, num_examples: int, batch_size: int) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self._num_examples // self._batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in torch.arange(self._num_examples).split(self._batch_size):
+            yield Draw(_HELD_OUT_EPOCH, index)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

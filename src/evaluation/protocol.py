@@ -1,0 +1,149 @@
+"""One protocol for every model: the same seeds, the same quantisation, the same reference rows."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.batch import Batch
+from src.core.errors import NotApplicable
+from src.core.protocols import CanSample
+from src.core.rng import SampleNoise, hash_bits
+from src.core.spec import DataSpec
+from src.data.loading import ArrayData
+from src.metrics.features import Extractor, ImageSet
+from src.metrics.metric import Inputs, Measurement, Metric
+
+__all__ = ["draw_samples", "evaluate", "spread_classes"]
+
+def evaluate(
+    model: nn.Module,
+    untrained: nn.Module,
+    model_name: str,
+    data: ArrayData,
+    metrics: dict[str, Metric],
+    classifier: Callable[[], Extractor],
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    about: dict[str, Any],
+) -> dict[str, Measurement | NotApplicable]:
+    """Measure a model.
+
+    Args:
+        model: with the weights to measure; on any device.
+        untrained: the same model as it was before training, for a reference row.
+        model_name: as in `model=NAME`.
+        data: the data set.
+        metrics: what to measure, by name.
+        classifier: gives the domain classifier, or raises `NotApplicable`; called once.
+        num_samples: samples drawn, and images in every reference row if there are as many.
+        batch_size: samples drawn at a time; it does not change them.
+        seed: seed of the samples and of everything else that is random.
+        about: what every card shall say besides, e.g. which weights were measured.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    untrained.eval().to(device)
+    is_image = data.spec.modality == "image"
+    generated = _generated(model, model_name, data.spec, num_samples, batch_size, seed) if is_image else _NO_IMAGES
+    anchors = {"held_out": _split_images(data, "test", num_samples), "noise": _noise(data.spec, num_samples, batch_size)}
+    if isinstance(generated, ImageSet):
+        anchors["untrained"] = _generated(untrained, model_name, data.spec, num_samples, batch_size, seed)
+    inputs = Inputs(
+        model=model,
+        model_name=model_name,
+        spec=data.spec,
+        test_batches=lambda: (data.to_units(batch.to(device)) for batch in data.held_out_loader("test")),
+        seed=seed,
+        generated=generated,
+        reference=_split_images(data, "train", None),
+        anchors=anchors if is_image else {},
+        classifier=_or_reason(classifier),
+    )
+    results: dict[str, Measurement | NotApplicable] = {}
+    for name, metric in metrics.items():
+        results[name] = _measure(metric, inputs, about | {"seed": seed, "data": data.arrays.fingerprint[:12]})
+    return results
+
+
+@torch.no_grad()
+def draw_samples(
+    model: CanSample, num_samples: int, batch_size: int, seed: int, condition: Tensor | None
+) -> Iterable[Tensor]:
+    """Batches of samples in data units; sample i depends on the seed and i alone, not on the batch size."""
+    for start in range(0, num_samples, batch_size):
+        n = min(batch_size, num_samples - start)
+        part = None if condition is None else condition[start : start + n]
+        yield model.sample(n, part, generator=SampleNoise(seed, start))
+
+
+def spread_classes(spec: DataSpec, num_samples: int, device: torch.device) -> Tensor:
+    """Class labels `(num_samples,)` that take turns, so that every class is asked for equally often."""
+    return torch.arange(num_samples, device=device) % spec.num_classes
+
+
+_NO_IMAGES = NotApplicable("only images are measured on features so far")
+
+
+def _generated(
+    model: nn.Module, model_name: str, spec: DataSpec, num_samples: int, batch_size: int, seed: int
+) -> ImageSet | NotApplicable:
+    """The model's samples as images, drawn once and kept as bytes."""
+    if not isinstance(model, CanSample):
+        return NotApplicable(f"{model_name} has no {CanSample.__name__}")
+    device = next(model.parameters()).device
+    condition = spread_classes(spec, num_samples, device) if model.is_conditional else None
+    images, start = [], 0
+    for x in draw_samples(model, num_samples, batch_size, seed, condition):
+        if not x.isfinite().all():
+            return NotApplicable(f"{model_name} drew samples that are not finite")
+        labels = None if condition is None else condition[start : start + len(x)].cpu()
+        images.append((spec.to_bytes(x).cpu(), labels))
+        start += len(x)
+    return ImageSet(lambda: images)
+
+
+def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
+    """The first `limit` real images of a split, through the same quantisation as samples."""
+
+    def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
+        remaining = len(data.arrays.splits[split]) if limit is None else limit
+        for batch in data.held_out_loader(split):
+            if remaining <= 0:
+                return
+            some = data.to_units(batch)
+            condition = None if some.condition is None else some.condition[:remaining]
+            yield data.spec.to_bytes(some.x[:remaining]), condition
+            remaining -= len(some)
+
+    return ImageSet(batches)
+
+
+def _noise(spec: DataSpec, num_samples: int, batch_size: int) -> ImageSet:
+    """Images of independent uniform bytes, with labels that take turns."""
+
+    def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
+        labels = spread_classes(spec, num_samples, torch.device("cpu")) if spec.num_classes else None
+        for index in torch.arange(num_samples).split(batch_size):
+            count = (spec.num_dims + 7) // 8
+            images = hash_bits(0, index, count).view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)
+            yield images, None if labels is None else labels[index]
+
+    return ImageSet(batches)
+
+
+def _or_reason(classifier: Callable[[], Extractor]) -> Extractor | NotApplicable:
+    try:
+        return classifier()
+    except NotApplicable as reason:
+        return reason
+
+
+def _measure(metric: Metric, inputs: Inputs, about: dict[str, Any]) -> Measurement | NotApplicable:
+    try:
+        found = metric.measure(inputs)
+    except NotApplicable as reason:
+        return reason
+    return Measurement(found.value, found.unit, found.card | about, found.interval, found.anchors)

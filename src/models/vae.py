@@ -1,0 +1,167 @@
+"""The variational autoencoder, plain, with any likelihood, and conditional.
+
+    log p(x | c) >= ELBO = E_q(z|x,c) [log p(x | z, c)] - KL(q(z | x, c) || p(z | c))
+
+A beta-VAE is `VAE(beta=4)`; a conditional VAE is a VAE with `conditional=True` and a conditional prior: a YAML, not a class.
+
+References:
+    Kingma, Welling 2014, "Auto-encoding variational Bayes", arXiv:1312.6114.
+    Higgins et al. 2017, "beta-VAE", ICLR.
+    Sohn, Lee, Yan 2015, "Learning structured output representation using deep conditional generative models", NeurIPS:
+        the conditional prior.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from src.core.batch import Batch
+from src.core.errors import NotApplicable, UserError
+from src.core.protocols import Terms
+from src.core.rng import Noise, fresh_noise
+from src.core.spec import DataSpec
+from src.objectives.likelihoods import Likelihood
+from src.objectives.variational import gaussian_kl, reparameterize
+
+__all__ = ["VAE", "ConditionalGaussianPrior", "Prior", "StandardNormalPrior"]
+
+
+class Prior(nn.Module, ABC):
+    """p(z | c) = N(mu(c), diag(exp(log_var(c)))).
+
+    Args:
+        latent_dim: dimensions D of z.
+        num_classes: number of classes; 0 without labels.
+    """
+
+    is_conditional: ClassVar[bool]
+
+    def __init__(self, latent_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def forward(self, n: int, condition: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and log variance for n examples with their conditions `(n,)`, each `(n, D)`, on the device of `like`."""
+
+
+class StandardNormalPrior(Prior):
+    """p(z) = N(0, I), whatever the condition."""
+
+    is_conditional = False
+
+    def forward(self, n: int, condition: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = like.new_zeros(n, self.latent_dim)
+        return zeros, zeros
+
+
+class ConditionalGaussianPrior(Prior):
+    """p(z | c) with a mean and a diagonal covariance learned for every class; starts at N(0, I)."""
+
+    is_conditional = True
+
+    def __init__(self, latent_dim: int, num_classes: int) -> None:
+        super().__init__(latent_dim, num_classes)
+        self.mu = nn.Parameter(torch.zeros(num_classes, latent_dim))
+        self.log_var = nn.Parameter(torch.zeros(num_classes, latent_dim))
+
+    def forward(self, n: int, condition: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        assert condition is not None
+        return self.mu[condition], self.log_var[condition]
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with a diagonal Gaussian posterior.
+
+    Args:
+        spec: the data.
+        encoder: network from data to (mu, log variance), called as `encoder(in_shape=, out_shape=, condition_dim=)`.
+        decoder: network from z to the parameters of the likelihood, called likewise.
+        likelihood: p(x | z), called as `likelihood(spec=)`.
+        prior: p(z | c), called as `prior(latent_dim=, num_classes=)`.
+        latent_dim: dimensions of z.
+        beta: weight of the KL in the training loss; reported bounds never contain it.
+        conditional: give the class to encoder and decoder.
+        sample_pixels: samples are draws of p(x | z), not its mean.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        likelihood: Callable[..., Likelihood],
+        prior: Callable[..., Prior],
+        latent_dim: int,
+        beta: float = 1.0,
+        conditional: bool = False,
+        sample_pixels: bool = False,
+    ) -> None:
+        super().__init__()
+        spec.require_modality("image", "vector")
+        if conditional:
+            spec.require_classes()
+        self.is_conditional = conditional
+        self._spec = spec
+        self._beta = beta
+        self._sample_pixels = sample_pixels
+        self.likelihood = likelihood(spec=spec)
+        self.prior = prior(latent_dim=latent_dim, num_classes=spec.num_classes)
+        if self.prior.is_conditional and not conditional:
+            raise UserError("a conditional prior needs a conditional VAE (set model.conditional=true, or model/prior=...)")
+        condition_dim = spec.num_classes if conditional else 0
+        self.encoder = encoder(in_shape=spec.shape, out_shape=(2, latent_dim), condition_dim=condition_dim)
+        parameters_shape = (spec.shape[0] * self.likelihood.num_parameters, *spec.shape[1:])
+        self.decoder = decoder(in_shape=(latent_dim,), out_shape=parameters_shape, condition_dim=condition_dim)
+
+    def loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        reconstruction, kl = self._bound_terms(batch.x, batch.condition, generator or fresh_noise())
+        terms = {"loss": self._beta * kl - reconstruction, "reconstruction": -reconstruction, "kl": kl}
+        if self.likelihood.is_normalised:
+            terms["elbo"] = reconstruction - kl
+        return terms
+
+    def log_prob_bound(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """The ELBO, estimated with one z per example."""
+        if not self.likelihood.is_normalised:
+            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood of grey values")
+        reconstruction, kl = self._bound_terms(x, condition, generator or fresh_noise())
+        return reconstruction - kl
+
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x, c), each `(B, latent_dim)`."""
+        mu, log_var = self.encoder(x, self._features(condition)).unbind(1)
+        return mu, log_var
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.posterior(x, condition)[0]
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self._likelihood_parameters(z, condition))
+
+    def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.decode(self.encode(x, condition), condition)
+
+    def sample(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """Draws z ~ p(z | c), then the mean of p(x | z, c), or a draw of it with `sample_pixels`."""
+        generator = generator or fresh_noise()
+        mu, log_var = self.prior(n, condition, like=next(self.parameters()))
+        z = reparameterize(mu, log_var, generator)
+        parameters = self._likelihood_parameters(z, condition)
+        return self.likelihood.sample(parameters, generator) if self._sample_pixels else self.likelihood.mean(parameters)
+
+    def _bound_terms(self, x: Tensor, condition: Tensor | None, generator: Noise) -> tuple[Tensor, Tensor]:
+        """log p(x | z, c) at one z ~ q(z | x, c), and KL(q || p), both `(B,)` in nats."""
+        mu, log_var = self.posterior(x, condition)
+        z = reparameterize(mu, log_var, generator)
+        kl = gaussian_kl(mu, log_var, *self.prior(len(x), condition, like=mu))
+        return self.likelihood.log_prob(x, self._likelihood_parameters(z, condition)), kl
+
+    def _likelihood_parameters(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        return self.decoder(z, self._features(condition))
+
+    def _features(self, condition: Tensor | None) -> Tensor | None:
+        return self._spec.one_hot(condition) if self.is_conditional else None

@@ -1,0 +1,157 @@
+"""The run directory: the only file that knows what lies where in it.
+
+    config.yaml       resolved, plain types          status.json     running | done | failed (+ reason) | interrupted
+    checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
+    tensorboard/      events                         results.json    every metric with its card
+    log.txt           what the console said          environment.json  git commit and diff, versions, device, seed
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.core.errors import UserError
+
+__all__ = ["Run", "config_hash"]
+
+_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+
+
+def config_hash(config: DictConfig) -> str:
+    """Eight hexadecimal digits that name a resolved config, without Hydra's own part."""
+    own = OmegaConf.create({key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"})
+    plain = OmegaConf.to_container(own, resolve=True)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: DictConfig) -> "Run":
+        """Take a directory for a new run; refuses one that already holds a run."""
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with open(run._status_file, "x") as file:  # "x": only one process can create it
+                json.dump({"status": "running"}, file)
+        except FileExistsError:
+            raise UserError(f"{path} already holds a run; give another directory with hydra.run.dir=") from None
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror} (set hydra.run.dir=)") from error
+        for folder in (run.checkpoints, run.samples, run.tensorboard):
+            folder.mkdir(exist_ok=True)
+        _write(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        run.set_status("running")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A finished or running run; raises `UserError` if the directory is none."""
+        run = cls(path)
+        if not path.is_dir():
+            raise UserError(f"run={path} does not exist; give the directory of a run, as in run=outputs/digits/vae/...")
+        missing = [name for name in ("config.yaml", "status.json") if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"run={path} is not a run directory (it has no {missing[0]})")
+        return run
+
+    @property
+    def shown(self) -> Path:
+        """The path as a person would type it: from here, if it lies below."""
+        here = Path.cwd()
+        return self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def _status_file(self) -> Path:
+        return self.path / "status.json"
+
+    def config(self) -> DictConfig:
+        """The resolved config the run was made with."""
+        try:
+            return OmegaConf.load(self.path / "config.yaml")
+        except Exception as error:  # yaml and omegaconf raise many kinds
+            raise UserError(f"{self.path / 'config.yaml'} cannot be read: {error}") from error
+
+    def checkpoint(self, name: str) -> Path:
+        """The file of a checkpoint: "last", "best", or "auto" for the best one if there is one, else the last."""
+        choices = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}
+        if name not in choices:
+            raise UserError(f"checkpoint={name} is not known; allowed: {', '.join(choices)}")
+        for choice in choices[name]:
+            file = self.checkpoints / f"{choice}.ckpt"
+            if file.is_file():
+                return file
+        raise UserError(f"run={self.path} has no {choices[name][-1]} checkpoint (its status is {self.status()['status']})")
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self._status_file.read_text())
+
+    def set_status(self, status: str, reason: str | None = None) -> None:
+        """Record "running", "done", "failed" or "interrupted", with the reason of a failure."""
+        entry = {"status": status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        _write_json(self.path / "results.json", results)
+
+    def write_environment(self, seed: int, device: str) -> None:
+        """Record what else the run depends on: code, packages, machine, command."""
+        environment = {
+            "command": [sys.executable, *sys.argv],
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_diff": _git("diff", "HEAD"),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in _PACKAGES},
+            "platform": platform.platform(),
+            "num_cpus": os.cpu_count(),
+            "device": device,
+            "seed": seed,
+        }
+        _write_json(self.path / "environment.json", environment)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, allow_nan=False))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader never sees half of it."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the source tree; None where there is no git or no repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

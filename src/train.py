@@ -1,0 +1,95 @@
+"""Train a model: `python -m src.train model=vae data=mnist`. Everything the run is ends up in one directory."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from src.cli import run_entry_point
+from src.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> None:
+    """One run: fit, evaluate, write down; its status says how it ended."""
+    choices = HydraConfig.get().runtime.choices
+    with open_dict(config):
+        config.name = {"model": choices.model, "data": choices.data}  # for messages and readers of the run
+    run = Run.create(Path(HydraConfig.get().runtime.output_dir), config)
+    log.info(f"model={choices.model} on data={choices.data}; the run lies in {run.shown}")
+    try:
+        _train(config, run)
+    except Exception as error:
+        run.set_status("failed", f"{type(error).__name__}: {error}")
+        raise
+    except BaseException:  # Ctrl-C, or Lightning's exit after it
+        run.set_status("interrupted")
+        raise
+    run.set_status("done")
+    log.info(f"done: the run lies in {run.shown}")
+    log.info(f"  pictures       {run.shown}/samples")
+    log.info("  dashboard      make tensorboard")
+    log.info(f"  more samples   python -m src.sample run={run.shown} n=64")
+    log.info(f"  score again    python -m src.evaluate run={run.shown}")
+
+
+def _train(config: DictConfig, run: Run) -> None:
+    import lightning as L
+    from rich import get_console
+
+    from src.build import build
+    from src.evaluation.results import scalars
+    from src.experiment import evaluate_run, load_data, load_model
+    from src.training.callbacks.dashboard import Dashboard
+    from src.training.final_metrics import log_final_metrics
+    from src.training.fit import make_trainer, make_training_module
+
+    _quiet_libraries()
+    L.seed_everything(config.seed, verbose=False)
+    data = load_data(config)
+    log.info(f"data: {data.spec.describe()}")
+    model = load_model(config, data.spec)
+    log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
+
+    callbacks = [
+        build(config.callback.progress)(console=get_console()),
+        Dashboard(),
+        build(config.callback.pictures)(directory=run.samples),
+        build(config.callback.checkpoint)(directory=run.checkpoints),
+        *(build(node) for name, node in config.callback.items() if name not in ("progress", "pictures", "checkpoint")),
+    ]
+    loggers = [build(node)(save_dir=run.path) for node in config.logger.values()]
+    trainer = make_trainer(default_root_dir=run.path, callbacks=callbacks, logger=loggers, **build(config.trainer))
+    module = make_training_module(model, build(config.optim), build(config.training), config.seed)
+    run.write_environment(config.seed, str(trainer.strategy.root_device))
+    trainer.fit(module, datamodule=data)
+
+    results = evaluate_run(run, data, config)
+    plain_config = OmegaConf.to_container(config, resolve=True)
+    log_final_metrics(loggers, plain_config, scalars(results), module.step)
+
+
+def _quiet_libraries() -> None:
+    """Lightning's advice to interactive users is not for the log of a run."""
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # none are needed: see conf/loader
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # lightning 2.6 on torch 2.14
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
+
+
+def _check(config: DictConfig) -> None:
+    """Nothing beyond what composing the config already shows."""
+
+
+def main() -> Any:
+    run_entry_point("config", train, _check)
+
+
+if __name__ == "__main__":
+    main()

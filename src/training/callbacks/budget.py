@@ -1,0 +1,21 @@
+"""A budget in steps, where one step is one batch, with two optimizers as with one."""
+
+import lightning as L
+
+from src.core.errors import UserError
+from src.training.module import TrainingModule
+
+__all__ = ["StepBudget"]
+
+
+class StepBudget(L.Callback):
+    """Ends the training after `max_steps` batches. (Lightning's own `max_steps` counts optimizer steps.)"""
+
+    def __init__(self, max_steps: int) -> None:
+        if max_steps < 1:
+            raise UserError(f"trainer.max_steps={max_steps} must be at least 1, or null for no limit")
+        self._max_steps = max_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
+        if pl_module.step >= self._max_steps:
+            trainer.should_stop = True

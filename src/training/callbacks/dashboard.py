@@ -1,0 +1,36 @@
+"""TensorBoard's custom-scalars page: the curves that belong together, side by side."""
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from src.training.module import TrainingModule
+
+__all__ = ["Dashboard"]
+
+
+class Dashboard(L.Callback):
+    """Lays the page out once, after the first validation, from the quantities that the model really reports."""
+
+    def __init__(self) -> None:
+        self._is_done = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        if self._is_done:
+            return
+        names = {name.partition("/")[2] for name in trainer.callback_metrics}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(_layout(names))
+        self._is_done = True
+
+
+def _layout(names: set[str]) -> dict[str, dict[str, list]]:
+    """Pages of charts: training against validation for each quantity; the two players against each other."""
+    compared = {name: ["Multiline", [f"train_epoch/{name}", f"val/{name}"]] for name in sorted(names)}
+    pages = {"training against held-out data": compared}
+    if "generator_loss" in names:
+        losses = ["train/discriminator_loss", "train/generator_loss"]
+        logits = ["train/discriminator_logit_real", "train/discriminator_logit_fake"]
+        pages["the two players"] = {"losses": ["Multiline", losses], "logits": ["Multiline", logits]}
+    pages["speed"] = {"examples per second": ["Multiline", ["progress/examples_per_second"]]}
+    return pages

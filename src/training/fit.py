@@ -1,0 +1,97 @@
+"""Puts a model, its data and a trainer together, and trains."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from src.core.errors import UserError
+from src.core.protocols import Adversarial, Trainable
+from src.training.adversarial import AdversarialTraining
+from src.training.callbacks.budget import StepBudget
+from src.training.gradient import GradientTraining
+from src.training.module import TrainingModule
+
+__all__ = ["make_trainer", "make_training_module"]
+
+log = logging.getLogger(__name__)
+
+
+def make_training_module(
+    model: nn.Module, optimizers: Callable[..., Any] | dict[str, Callable[..., Any]], knobs: dict[str, Any], seed: int
+) -> TrainingModule:
+    """The driver that fits what the model can do.
+
+    Args:
+        model: a `Trainable` or an `Adversarial`.
+        optimizers: called with parameters; for an `Adversarial` a dict of "generator" and "discriminator".
+        knobs: the further arguments of the driver, from `training:` in the model's YAML.
+        seed: seed of the training noise.
+    """
+    if isinstance(model, Adversarial):
+        if not isinstance(optimizers, dict):
+            raise UserError("a model of two players takes two optimizers: optim.generator and optim.discriminator")
+        generator, discriminator = optimizers["generator"], optimizers["discriminator"]
+        return AdversarialTraining(model, generator, discriminator, seed=seed, **knobs)
+    assert isinstance(model, Trainable), f"{type(model).__name__} has no protocol of training"
+    return GradientTraining(model, optimizers, seed=seed, **knobs)
+
+
+def make_trainer(
+    default_root_dir: Path,
+    callbacks: list[L.Callback],
+    logger: list[Logger],
+    accelerator: str,
+    devices: int | str | list[int],
+    num_nodes: int,
+    strategy: str,
+    precision: str,
+    max_epochs: int | None,
+    max_steps: int | None,
+    limit_train_batches: int | float | None,
+    limit_val_batches: int | float | None,
+    val_every_n_epochs: int,
+    deterministic: bool,
+    benchmark: bool,
+) -> L.Trainer:
+    """Lightning's trainer, with the budget in batches.
+
+    Args:
+        default_root_dir, callbacks, logger: from the entry point.
+        max_steps: end after so many batches; None for no limit.
+        val_every_n_epochs: how often the model is measured on held-out data, drawn and saved.
+        The others: see `lightning.Trainer`.
+    """
+    if max_epochs is None and max_steps is None:
+        raise UserError("the training has no end: set trainer.max_epochs= or trainer.max_steps=")
+    if max_epochs is not None and max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={max_epochs} must be at least 1, or null for no limit")
+    if max_steps is not None:
+        callbacks = [*callbacks, StepBudget(max_steps)]
+    try:
+        return L.Trainer(
+            default_root_dir=default_root_dir,
+            callbacks=callbacks,
+            logger=logger,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,
+            max_epochs=-1 if max_epochs is None else max_epochs,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            check_val_every_n_epoch=val_every_n_epochs,
+            deterministic=deterministic,
+            benchmark=benchmark,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our samplers share the batches out among ranks themselves
+            enable_checkpointing=False,  # our callback counts batches, Lightning's counts optimizer steps
+            enable_model_summary=False,
+        )
+    except (ValueError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"Lightning's trainer refuses its arguments: {error} (see trainer.* in the config)") from error

@@ -1,0 +1,45 @@
+"""Training by the gradient of one loss."""
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from src.core.batch import Batch
+from src.training.module import TrainingModule
+
+__all__ = ["GradientTraining"]
+
+
+class GradientTraining(TrainingModule):
+    """Drives a `Trainable`.
+
+    Args:
+        model: the model.
+        optimizer: called with the parameters.
+        seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm: see `TrainingModule`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        seed: int,
+        log_every_n_steps: int,
+        ema_half_life_examples: float | None,
+        gradient_clip_norm: float | None,
+    ) -> None:
+        super().__init__(model, model, seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm)
+        self._make_optimizer = optimizer
+
+    def configure_optimizers(self) -> Optimizer:
+        return self._make_optimizer(self.model.parameters())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))
+        self._descend(self.optimizers(), loss)
+        self._count_batch(batch, numbers)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        with self.averaged_weights():
+            self._reduce_val(self.model.loss(batch, generator=self._val_noise(batch)), batch)

@@ -1,0 +1,59 @@
+"""From per-example terms to the numbers that are minimised and shown."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.core.protocols import Terms
+
+__all__ = ["Meter", "NonFiniteLoss", "reduce_terms", "require_finite"]
+
+
+class NonFiniteLoss(UserError):
+    """A term of the loss is nan or infinite."""
+
+
+def reduce_terms(terms: Terms) -> tuple[Tensor, dict[str, float]]:
+    """Means over the batch: the one place where losses are reduced.
+
+    Args:
+        terms: named quantities `(B,)`, one of them `loss`.
+
+    Returns:
+        The mean loss `()` to differentiate, and every mean as a number.
+    """
+    means = {name: values.mean() for name, values in terms.items()}
+    numbers = torch.stack([mean.detach() for mean in means.values()]).tolist()
+    return means["loss"], dict(zip(means, numbers, strict=True))
+
+
+class Meter:
+    """Means of named numbers since the last `take`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, numbers: dict[str, float], weight: float = 1.0) -> None:
+        """Count one batch; `weight` is its share in the mean."""
+        for name, number in numbers.items():
+            self._sums[name] = self._sums.get(name, 0.0) + weight * number
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def take(self) -> dict[str, float]:
+        """The means so far; starts anew."""
+        means = {name: total / self._weights[name] for name, total in self._sums.items()}
+        self._sums, self._weights = {}, {}
+        return means
+
+
+def require_finite(numbers: dict[str, float], step: int) -> None:
+    """Raise `NonFiniteLoss`, naming the term and the step, if a number is nan or infinite."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise NonFiniteLoss(
+                f"train/{name} became {number} at step {step}; the run stops before it is used, and the last checkpoint is "
+                "kept (a smaller learning rate is the usual cure: optim.lr=, optim.generator.lr=, optim.discriminator.lr=)"
+            )
