@@ -1,0 +1,189 @@
+"""What the framework costs beside a bare PyTorch loop, measured in turns in one process: `make bench`.
+
+    step cost    the same model and optimizer, stepped by the framework (logging and progress bar on) and by a bare loop,
+                 a hundred steps each in turn
+    epoch cost   one epoch of MNIST by the framework, and by the plain loop over torchvision's MNIST and a DataLoader
+
+The bounds stand beside the figures; the exit code says whether all of them hold.
+"""
+
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from src.build import build, build_model
+from src.core.batch import Batch
+from src.core.protocols import Adversarial
+from src.core.rng import StreamNoise
+from src.core.spec import DataSpec
+from src.data.arrays import ImageArrays, Split, image_values
+from src.data.loading import ArrayData
+from src.training.callbacks.progress import EpochProgress
+from src.training.fit import make_trainer, make_training_module
+from tests.configs import compose_config
+
+STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05}
+EPOCH_BOUND = 0.65
+TURN = {"vae": 100, "dcgan": 10}  # steps
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    figures = [(f"{name}: step", bound, _step_ratio(name, num_turns=12)) for name, bound in STEP_BOUNDS.items()]
+    root = Path(os.environ.get("DATA_ROOT", "data"))
+    if (root / "MNIST" / "raw").is_dir():
+        figures.append(("vae: MNIST epoch", EPOCH_BOUND, _epoch_ratio(root, num_turns=3)))
+    else:
+        print(f"no MNIST under {root} (set DATA_ROOT): the epoch is not measured")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for what, bound, (ours, theirs, ratio) in figures:
+        verdict = "ok" if ratio <= bound else "TOO SLOW"
+        print(f"{what:20s} framework {ours:9.2f} ms   bare {theirs:9.2f} ms   ratio {ratio:.3f} (at most {bound})  {verdict}")
+    sys.exit(any(ratio > bound for _, bound, (_, _, ratio) in figures))
+
+
+def _step_ratio(name: str, num_turns: int) -> tuple[float, float, float]:
+    """Milliseconds of a step by the framework and by the bare loop, and the median of the ratios turn by turn."""
+    config = compose_config(f"model={name}", "data=mnist", "callback.progress.redraws_per_second=4")
+    data = ArrayData(_random_images(6400), seed=0, **build(config.loader))
+    turns = _Turns(TURN[name], _bare_step(config, data), num_turns)
+    _fit(config, data, [turns])
+    ours, theirs = turns.ours[1:], turns.theirs[1:]  # the first turn warms up
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return 1000 * statistics.median(ours), 1000 * statistics.median(theirs), ratio
+
+
+class _Turns(L.Callback):
+    """Stops the framework's clock every so many steps, and lets the bare loop have as many."""
+
+    def __init__(self, num_steps: int, bare_step: Callable[[], None], num_turns: int) -> None:
+        self._num_steps, self._bare_step, self._num_turns = num_steps, bare_step, num_turns
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self._start = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        if module.step % self._num_steps:
+            return
+        now = time.perf_counter()
+        if self._start is not None:
+            self.ours.append((now - self._start) / self._num_steps)
+            begin = time.perf_counter()
+            for _ in range(self._num_steps):
+                self._bare_step()
+            self.theirs.append((time.perf_counter() - begin) / self._num_steps)
+            trainer.should_stop = len(self.ours) >= self._num_turns
+        self._start = time.perf_counter()
+
+
+def _bare_step(config: DictConfig, data: ArrayData) -> Callable[[], None]:
+    """One step as a script would write it: index a tensor in memory, loss, backward, optimizer."""
+    torch.manual_seed(0)
+    model = build_model(config.model, data.spec, "bare")
+    images = torch.from_numpy(np.array(data.arrays.splits["train"].x))
+    noise, batch_size = StreamNoise(0), config.loader.batch_size
+
+    def batch() -> Batch:
+        index = torch.randint(len(images), (batch_size,))
+        return Batch(images[index].float().div_(127.5).sub_(1))
+
+    def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    if not isinstance(model, Adversarial):
+        optimizer = build(config.optim)(model.parameters())
+        return lambda: descend(optimizer, model.loss(batch(), generator=noise)["loss"].mean())
+
+    make = build(config.optim)
+    generator, discriminator = model.players()
+    generator_optimizer = make["generator"](generator.parameters())
+    discriminator_optimizer = make["discriminator"](discriminator.parameters())
+
+    def step() -> None:
+        some = batch()
+        descend(discriminator_optimizer, model.discriminator_loss(some, generator=noise)["loss"].mean())
+        discriminator.requires_grad_(False)
+        descend(generator_optimizer, model.generator_loss(some, generator=noise)["loss"].mean())
+        discriminator.requires_grad_(True)
+
+    return step
+
+
+def _epoch_ratio(root: Path, num_turns: int) -> tuple[float, float, float]:
+    """Milliseconds of an MNIST epoch by the framework and by the plain loop, and the median ratio, per batch seen."""
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import ToTensor
+
+    config = compose_config("model=vae", "data=mnist", f"data.root={root}", "trainer.limit_val_batches=0")
+    data = ArrayData(build(config.data), seed=0, **build(config.loader))
+    loader = DataLoader(MNIST(str(root), train=True, transform=ToTensor()), batch_size=128, shuffle=True)
+    ours, theirs = [], []
+    for _ in range(num_turns):
+        epoch = _EpochClock()
+        _fit(config, data, [epoch], max_epochs=1)
+        ours.append(epoch.seconds / epoch.num_steps)
+        theirs.append(_plain_epoch(config, data.spec, loader) / len(loader))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return 1000 * statistics.median(ours) * len(loader), 1000 * statistics.median(theirs) * len(loader), ratio
+
+
+class _EpochClock(L.Callback):
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self.num_steps = module.step
+
+
+def _plain_epoch(config: DictConfig, spec: DataSpec, loader: DataLoader) -> float:
+    """Seconds of one epoch of the loop that tutorials show."""
+    model: nn.Module = build_model(config.model, spec, "plain")
+    optimizer = build(config.optim)(model.parameters())
+    noise = StreamNoise(0)
+    start = time.perf_counter()
+    for x, _ in loader:
+        optimizer.zero_grad()
+        loss = model.loss(Batch(2 * x - 1), generator=noise)["loss"].mean()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return time.perf_counter() - start
+
+
+def _fit(config: DictConfig, data: ArrayData, callbacks: list[L.Callback], max_epochs: int = 10**6) -> None:
+    model = build_model(config.model, data.spec, "framework")
+    module = make_training_module(model, build(config.optim), build(config.training), seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        bar = EpochProgress(Console(force_terminal=True, file=open(os.devnull, "w")), redraws_per_second=4)
+        logger = TensorBoardLogger(folder)
+        trainer_config = build(config.trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "limit_val_batches": 0}
+        trainer = make_trainer(Path(folder), [bar, *callbacks], [logger], **trainer_config)
+        trainer.fit(module, datamodule=data)
+
+
+def _random_images(count: int) -> ImageArrays:
+    x = np.random.default_rng(0).integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
+    split = Split(x, None)
+    spec = DataSpec("random", "image", (1, 28, 28), image_values("discrete", 256))
+    return ImageArrays(spec, 256, {"train": split, "val": split, "test": split}, "random")
+
+
+if __name__ == "__main__":
+    main()
