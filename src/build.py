@@ -1,7 +1,8 @@
 """The only place that turns config nodes into objects. What a config may name is limited to a few packages."""
 
 from collections.abc import Iterator
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -10,23 +11,28 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.errors import UserError
 from src.core.spec import DataSpec
 
-__all__ = ["build", "build_model"]
+__all__ = ["build", "build_model", "plain"]
 
-_ALLOWED = ("src.", "torch.optim.", "torch.nn.", "lightning.pytorch.")
+_ALLOWED = ("src.", "torch.optim.", "torch.nn.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
 
 def build(node: DictConfig | dict[str, Any]) -> Any:
-    """The object that a node describes by `_target_`; with `_partial_: true` a function that takes the rest of the arguments.
+    """The object that a node describes by `_target_`; with `_partial_: true` a function of the remaining arguments.
 
     A node without `_target_` gives a dict of what its values describe. Lists and dicts arrive as plain Python types.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    for path, target in _targets(plain):
+    described = plain(node) if isinstance(node, DictConfig) else node
+    for path, target in _targets(described):
         _require_allowed(path, target)
     try:
-        return instantiate(plain, _convert_="all")
+        return instantiate(described, _convert_="all")
     except InstantiationException as error:
         raise _explained(error) from error
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A config node as nested dicts, lists and numbers, with every reference resolved."""
+    return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True))
 
 
 def build_model(node: DictConfig | dict[str, Any], spec: DataSpec, name: str) -> Any:
@@ -51,16 +57,23 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _require_allowed(path: str, target: str) -> None:
-    """Refuse a target outside the allowed packages, also one reached through them (`src.runs.os.system`)."""
+    """Refuse a target outside the allowed packages, also one reached through them (`src.runs.os.system`).
+
+    A run's config may come from a stranger, so only classes and our own public functions are built: a method or a helper
+    may do anything with its arguments (`load_from_checkpoint` unpickles, `src.runs._git` runs what its options name).
+    """
     allowed = ", ".join(name.rstrip(".") for name in _ALLOWED)
-    refusal = f"{path}={target} may not be built; a config may name what is defined in {allowed}"
+    refusal = f"{path}={target} may not be built; a config may name classes and public functions defined in {allowed}"
     if not target.startswith(_ALLOWED):
         raise UserError(refusal)
     try:
         found = get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{path}={target} does not exist ({error})") from error
-    if not f"{getattr(found, '__module__', '')}.".startswith(_ALLOWED):
+    home = f"{getattr(found, '__module__', '')}."
+    is_public_function = isinstance(found, FunctionType) and not found.__qualname__.startswith("_")
+    is_our_function = is_public_function and home.startswith("src.") and found.__qualname__ == found.__name__
+    if not home.startswith(_ALLOWED) or not (isinstance(found, type) or is_our_function):
         raise UserError(refusal)
 
 
@@ -74,5 +87,3 @@ def _explained(error: InstantiationException) -> Exception:
             return UserError(f"the config does not fit what it builds: {cause} ({str(error).splitlines()[-1]})")
         cause = cause.__cause__
     return error
-
-

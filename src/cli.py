@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
@@ -57,14 +58,19 @@ def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfi
 
 def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]:
     """The config of the command line; for a sweep one config for each value that occurs in it."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from error
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for single in _single_values(parsed):
+        try:
+            loader = GlobalHydra.instance().config_loader()  # lists the options of model=glob(*)
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+            _require_options(parsed)
+            singles = list(_single_values(parsed))
+        except HydraException as error:
+            raise UserError(str(error).splitlines()[0]) from error
+        for single in singles:
             try:
                 config = compose(config_name, overrides=single)
+                if missing := sorted(OmegaConf.missing_keys(config)):
+                    raise UserError(f"{missing[0]} must be given: {missing[0]}=...")
                 OmegaConf.to_container(config, resolve=True)
             except HydraException as error:
                 raise UserError(_explain(error, config_name, parsed)) from error
@@ -75,8 +81,8 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
 
 def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
     """The overrides with one value each: all first values, then every other value in turn."""
-    values = [_values(override) for override in parsed]
-    first = [options[0] for options in values if options]
+    values = [options for override in parsed if (options := _values(override))]
+    first = [options[0] for options in values]
     yield first
     for i, options in enumerate(values):
         for other in options[1:]:
@@ -84,23 +90,43 @@ def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    if override.key_or_group.startswith("hydra"):  # launchers and sweepers are Hydra's own to check
-        return [] if override.is_sweep_override() else [override.input_line]
+    line = str(override.input_line)
     if not override.is_sweep_override():
-        return [override.input_line]
-    key = override.input_line.partition("=")[0]
+        return [line]
+    if override.key_or_group.startswith("hydra"):  # Hydra's own to check
+        return []
+    key = line.partition("=")[0]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
+def _require_options(parsed: list[Override]) -> None:
+    """Refuse an option that its group does not have, with the nearest one. (Hydra passes over a missing experiment.)"""
+    for override in parsed:
+        group = CONF / override.key_or_group
+        options = sorted(file.stem for file in group.glob("*.yaml"))
+        for option in _options(override) if group.is_dir() else ():
+            if option not in options:
+                allowed = ", ".join(options) or "none so far"
+                raise UserError(
+                    f"{override.key_or_group}={option} does not exist{_nearest(option, options)}; allowed: {allowed}"
+                )
+
+
+def _options(override: Override) -> list[str]:
+    """The options of a group that an override names: one, a list of them, or one for each job of a sweep."""
+    if override.is_delete():
+        return []
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    value = override.value()
+    return [str(option) for option in (value if isinstance(value, list) else [value])]
+
+
 def _explain(error: HydraException, config_name: str, parsed: list[Override]) -> str:
-    """Hydra's message in one sentence, with the nearest name that exists."""
+    """Hydra's message in one sentence, with the nearest key that exists."""
     message = str(error)
     for override in parsed:
         key = override.key_or_group
-        group = CONF / key.partition("@")[0]
-        if group.is_dir() and isinstance(value := override.value(), str) and not (group / f"{value}.yaml").exists():
-            options = sorted(file.stem for file in group.glob("*.yaml"))
-            return f"{key}={value} does not exist{_nearest(value, options)}; allowed: {', '.join(options)}"
         if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
             return f"{key} is not a key of the config{_nearest(key, _known_keys(config_name, parsed))}"
     return message.splitlines()[0]
@@ -110,7 +136,7 @@ def _known_keys(config_name: str, parsed: list[Override]) -> list[str]:
     """All keys and groups that an override may name, given the groups that were chosen."""
     groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
     chosen = [
-        override.input_line
+        str(override.input_line)
         for override in parsed
         if override.key_or_group in groups and not override.is_sweep_override()
     ]
@@ -125,7 +151,7 @@ def _paths(node: Any, prefix: str) -> Iterator[str]:
     if not isinstance(node, DictConfig):
         return
     for key in node:
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         yield path
         if not OmegaConf.is_missing(node, key):
             yield from _paths(node._get_node(key), f"{path}.")

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import get_console
 from rich.console import Console
 from torch import nn
 
-from src.build import build, build_model
+from src.build import build, build_model, plain
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.protocol import evaluate
@@ -59,7 +59,7 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         classifier=lambda: domain_classifier(
             data,
             cache=Path(config.data.cache) / "classifiers",
-            recipe=OmegaConf.to_container(settings.classifier, resolve=True),
+            recipe=plain(settings.classifier),
             **build(settings.classifier),
         ),
         num_samples=settings.num_samples,
@@ -67,10 +67,10 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         seed=settings.seed,
         about=about,
     )
-    plain = to_json(results)
-    run.write_results(plain)
-    _report(plain)
-    return plain
+    as_json = to_json(results)
+    run.write_results(as_json)
+    _report(as_json)
+    return as_json
 
 
 def _report(results: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """The run directory: the only file that knows what lies where in it.
 
-    config.yaml       resolved, plain types          status.json     running | done | failed (+ reason) | interrupted
-    checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
-    tensorboard/      events                         results.json    every metric with its card
-    log.txt           what the console said          environment.json  git commit and diff, versions, device, seed
+config.yaml       resolved, plain types          status.json     running | done | failed (+ reason) | interrupted
+checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
+tensorboard/      events                         results.json    every metric with its card
+log.txt           what the console said          environment.json  git commit and diff, versions, device, seed
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,9 +29,10 @@ _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "to
 
 def config_hash(config: DictConfig) -> str:
     """Eight hexadecimal digits that name a resolved config, without Hydra's own part."""
-    own = OmegaConf.create({key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"})
-    plain = OmegaConf.to_container(own, resolve=True)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    everything = cast("dict[str, Any]", OmegaConf.to_container(config))
+    own = OmegaConf.create({key: value for key, value in everything.items() if key != "hydra"})
+    resolved = OmegaConf.to_container(own, resolve=True)
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Run:
     def config(self) -> DictConfig:
         """The resolved config the run was made with."""
         try:
-            return OmegaConf.load(self.path / "config.yaml")
+            return cast("DictConfig", OmegaConf.load(self.path / "config.yaml"))
         except Exception as error:  # yaml and omegaconf raise many kinds
             raise UserError(f"{self.path / 'config.yaml'} cannot be read: {error}") from error
 
@@ -144,7 +145,7 @@ def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that a reader never sees half of it."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def _git(*arguments: str) -> str | None:

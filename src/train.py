@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from src.cli import run_entry_point
 from src.runs import Run
@@ -40,7 +40,7 @@ def _train(config: DictConfig, run: Run) -> None:
     import lightning as L
     from rich import get_console
 
-    from src.build import build
+    from src.build import build, plain
     from src.evaluation.results import scalars
     from src.experiment import evaluate_run, load_data, load_model
     from src.training.callbacks.dashboard import Dashboard
@@ -68,8 +68,7 @@ def _train(config: DictConfig, run: Run) -> None:
     trainer.fit(module, datamodule=data)
 
     results = evaluate_run(run, data, config)
-    plain_config = OmegaConf.to_container(config, resolve=True)
-    log_final_metrics(loggers, plain_config, scalars(results), module.step)
+    log_final_metrics(loggers, plain(config), scalars(results), module.step)
 
 
 def _quiet_libraries() -> None:

@@ -1,11 +1,13 @@
 """The project's own configs, composed for tests and benchmarks."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONF", "compose_config", "options"]
+__all__ = ["CONF", "compose_config", "load_option", "options", "target"]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -19,3 +21,14 @@ def compose_config(*overrides: str, root: str = "config") -> DictConfig:
 def options(group: str) -> list[str]:
     """The names that a config group offers, one for each YAML."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def load_option(group: str, name: str) -> DictConfig:
+    """The YAML of one option as it is written, without its defaults."""
+    return OmegaConf.load(CONF / group / f"{name}.yaml")
+
+
+def target(group: str, name: str) -> Any:
+    """The class or function that an option builds."""
+    option = load_option(group, name)
+    return get_object(option[group]._target_ if group in option else option._target_)

@@ -119,7 +119,7 @@ def hash_bits(seed: int, index: Tensor, count: int, offset: int = 0) -> Tensor:
 
 def derive_seed(seed: int, *parts: int) -> int:
     """A 63-bit seed for one purpose, from the run's seed and a few integers naming the purpose."""
-    state = torch.tensor([_signed(seed)])
+    state = _mix(torch.tensor([_signed(seed)]) + _GOLDEN)  # hashed first: seed 0 for purpose 1 is not seed 1 for purpose 0
     for part in parts:
         state = _mix(state + _signed(part)) + _GOLDEN
     return int(_mix(state)) & ((1 << 63) - 1)

@@ -122,7 +122,7 @@ class DataSpec:
         return self.to_unit_interval(x).clamp(0, 1).mul(255).round().byte()
 
     def squash(self, out: Tensor) -> Tensor:
-        """A network's output onto the data's range: through a tanh where there is a range, unchanged where there is none."""
+        """A network's output onto the data's range: through a tanh if there is a range, else unchanged."""
         if not self.values.is_bounded:
             return out
         return self.values.low + (self.values.high - self.values.low) * 0.5 * (1 + torch.tanh(out))

@@ -151,5 +151,7 @@ def _open_split(folder: Path, split: str, has_labels: bool) -> Split:
         x = np.load(folder / f"{split}_x.npy", mmap_mode="r")
         y = np.load(folder / f"{split}_y.npy") if has_labels else None
     except (OSError, ValueError) as error:
-        raise UserError(f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew") from error
+        raise UserError(
+            f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew"
+        ) from error
     return Split(x, y)

@@ -48,7 +48,7 @@ def cifar10(root: str, cache: str, values: str, num_val: int, download: bool) ->
 
 
 _IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-_CIFAR_FILES = tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",)
+_CIFAR_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _DIGITS = tuple(str(digit) for digit in range(10))
 
 
@@ -73,7 +73,9 @@ def _prepare(
         try:
             train, test = (dataset(root, train=is_train, download=False) for is_train in (True, False))
         except Exception as error:  # torchvision raises whatever the broken file provokes
-            raise UserError(f"cannot read data={name} under {root}: {error} (delete the file and download it anew)") from error
+            raise UserError(
+                f"cannot read data={name} under {root}: {error} (delete the file and download it anew)"
+            ) from error
         x, y = _arrays(train)
         if not 0 < num_val < len(x):
             raise UserError(f"data.num_val={num_val} must be between 1 and {len(x) - 1}")

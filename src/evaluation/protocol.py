@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.batch import Batch
 from src.core.errors import NotApplicable
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise, hash_bits
@@ -16,6 +15,7 @@ from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import Inputs, Measurement, Metric
 
 __all__ = ["draw_samples", "evaluate", "spread_classes"]
+
 
 def evaluate(
     model: nn.Module,
@@ -50,7 +50,8 @@ def evaluate(
     generated = _generated(model, model_name, data.spec, num_samples, batch_size, seed) if is_image else _NO_IMAGES
     anchors = {"held_out": _split_images(data, "test", num_samples), "noise": _noise(data.spec, num_samples, batch_size)}
     if isinstance(generated, ImageSet):
-        anchors["untrained"] = _generated(untrained, model_name, data.spec, num_samples, batch_size, seed)
+        before = _generated(untrained, model_name, data.spec, num_samples, batch_size, seed)
+        anchors |= {"untrained": before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
         model_name=model_name,

@@ -76,14 +76,14 @@ class ImageSet:
     def features(self, extractor: Extractor) -> Features:
         """The features of all images; computed at the first call."""
         if extractor.name not in self._features:
-            features, logits, labels = [], [], []
+            features, logits = [], []
+            labels: list[Tensor] = []
             for images, condition in self.batches():
                 some_features, some_logits = extractor(images)
                 features.append(some_features)
                 logits.append(some_logits)
-                labels.append(condition)
-            has_labels = all(condition is not None for condition in labels)
-            joined = torch.cat(labels).cpu() if has_labels else None
+                labels += [] if condition is None else [condition.cpu()]
+            joined = torch.cat(labels) if labels else None
             self._features[extractor.name] = Features(torch.cat(features), torch.cat(logits), joined)
         return self._features[extractor.name]
 

@@ -50,7 +50,9 @@ class GaussianStatistics(StatefulMetric):
     def __init__(self, shift: Tensor) -> None:
         super().__init__()
         dim = len(shift)
+        self.shift: Tensor
         self.register_buffer("shift", shift.double(), persistent=False)
+        self.count: Tensor
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outer", torch.zeros(dim, dim, dtype=torch.float64), dist_reduce_fx="sum")

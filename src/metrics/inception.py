@@ -129,9 +129,7 @@ class _Inception(nn.Module):
 def _load(weights: str | None, layer: str) -> _Inception:
     if weights is not None:
         torch.load(weights, weights_only=True)  # torch-fidelity would run whatever code the file holds
-    network = NoTrainInceptionV3(
-        "inception-v3-compat", [layer], feature_extractor_weights_path=weights, antialias=False
-    )
+    network = NoTrainInceptionV3("inception-v3-compat", [layer], feature_extractor_weights_path=weights, antialias=False)
     return _Inception(network, layer, _file_sha256(weights))
 
 

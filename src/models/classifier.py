@@ -28,6 +28,7 @@ class Classifier(nn.Module):
         self.network = network(in_shape=spec.shape, num_classes=spec.num_classes)
 
     def loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        assert batch.condition is not None, "the data of a classifier has labels"
         _, logits = self.network(batch.x)
         error = (logits.argmax(1) != batch.condition).float()
         return {"loss": F.cross_entropy(logits, batch.condition, reduction="none"), "error": error}

@@ -2,7 +2,7 @@
 
     log p(x | c) >= ELBO = E_q(z|x,c) [log p(x | z, c)] - KL(q(z | x, c) || p(z | c))
 
-A beta-VAE is `VAE(beta=4)`; a conditional VAE is a VAE with `conditional=True` and a conditional prior: a YAML, not a class.
+A beta-VAE is `VAE(beta=4)`; a conditional VAE is one with `conditional=True` and a conditional prior: a YAML, no class.
 
 References:
     Kingma, Welling 2014, "Auto-encoding variational Bayes", arXiv:1312.6114.
@@ -111,7 +111,9 @@ class VAE(nn.Module):
         self.likelihood = likelihood(spec=spec)
         self.prior = prior(latent_dim=latent_dim, num_classes=spec.num_classes)
         if self.prior.is_conditional and not conditional:
-            raise UserError("a conditional prior needs a conditional VAE (set model.conditional=true, or model/prior=...)")
+            raise UserError(
+                "a conditional prior needs a conditional VAE (set model.conditional=true, or prior=standard_normal)"
+            )
         condition_dim = spec.num_classes if conditional else 0
         self.encoder = encoder(in_shape=spec.shape, out_shape=(2, latent_dim), condition_dim=condition_dim)
         parameters_shape = (spec.shape[0] * self.likelihood.num_parameters, *spec.shape[1:])
@@ -133,7 +135,7 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x, c), each `(B, latent_dim)`."""
-        mu, log_var = self.encoder(x, self._features(condition)).unbind(1)
+        mu, log_var = self.encoder(self.likelihood.natural(x), self._features(condition)).unbind(1)
         return mu, log_var
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

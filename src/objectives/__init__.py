@@ -1,1 +1,1 @@
-"""Objectives: pure functions of tensors, and likelihoods as objects. All results are per example unless they say otherwise."""
+"""Objectives: pure functions of tensors, and likelihoods as objects. Results are per example, `(B,)`."""

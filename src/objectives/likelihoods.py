@@ -49,6 +49,10 @@ class Likelihood(nn.Module, ABC):
             )
 
     @abstractmethod
+    def natural(self, x: Tensor) -> Tensor:
+        """x on the scale that the formula is written in, same shape; an encoder learns fastest from this scale."""
+
+    @abstractmethod
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         """log p(x | parameters), `(B,)` in nats, summed over the event."""
 
@@ -61,32 +65,39 @@ class Likelihood(nn.Module, ABC):
         """A draw of x, in data units, shape of x."""
 
 
-class Bernoulli(Likelihood):
-    """p(x) = sigmoid(l)^x (1 - sigmoid(l))^(1-x) for binary x, from logits l."""
+class _BernoulliCrossEntropy(Likelihood):
+    """sum t l - log(1 + exp(l)) for targets t in [0, 1] and logits l."""
 
     num_parameters = 1
-    accepts = (BINARY_STATIC, BINARY_DYNAMIC)
+
+    def natural(self, x: Tensor) -> Tensor:
+        return self.spec.to_unit_interval(x)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        target = self.spec.to_unit_interval(x)
-        return -sum_event(F.binary_cross_entropy_with_logits(parameters, target, reduction="none"))
+        return -sum_event(F.binary_cross_entropy_with_logits(parameters, self.natural(x), reduction="none"))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return _onto_range(parameters.sigmoid(), self.spec)
+
+
+class Bernoulli(_BernoulliCrossEntropy):
+    """p(x) = sigmoid(l)^x (1 - sigmoid(l))^(1-x) for binary x, from logits l."""
+
+    accepts = (BINARY_STATIC, BINARY_DYNAMIC)
 
     def sample(self, parameters: Tensor, generator: Noise) -> Tensor:
         u = generator.uniform(tuple(parameters.shape), like=parameters)
         return _onto_range((u < parameters.sigmoid()).to(parameters.dtype), self.spec)
 
 
-class BernoulliOnGrey(Likelihood):
+class BernoulliOnGrey(_BernoulliCrossEntropy):
     """The cross entropy of a Bernoulli with a grey value in [0, 1] as its target: a loss, not a likelihood.
 
     It is not normalised over grey values, and even a perfect reconstruction costs the entropy of every pixel (45.5 nats a
     digit on MNIST). Much used (PyTorch's own VAE example), so it is here under its own name; no likelihood is reported.
+    Its samples are its means, since it has no distribution to draw from.
     """
 
-    num_parameters = 1
     accepts = (DISCRETE, CONTINUOUS)
     is_normalised = False
 
@@ -94,13 +105,6 @@ class BernoulliOnGrey(Likelihood):
         super().__init__(spec)
         if not spec.values.is_bounded:
             raise UserError(f"BernoulliOnGrey takes values in a range; data={spec.name} gives {spec.values.describe()}")
-
-    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        target = self.spec.to_unit_interval(x)
-        return -sum_event(F.binary_cross_entropy_with_logits(parameters, target, reduction="none"))
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        return _onto_range(parameters.sigmoid(), self.spec)
 
     def sample(self, parameters: Tensor, generator: Noise) -> Tensor:
         return self.mean(parameters)
@@ -112,6 +116,9 @@ class _GaussianDensity(Likelihood):
     num_parameters = 1
     accepts = (CONTINUOUS,)
     log_scale: Tensor
+
+    def natural(self, x: Tensor) -> Tensor:
+        return x
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         return sum_event(gaussian_log_prob(x, parameters, self.log_scale))
@@ -133,7 +140,7 @@ class Gaussian(_GaussianDensity):
 
     def __init__(self, spec: DataSpec, scale: float) -> None:
         super().__init__(spec)
-        self.register_buffer("log_scale", _log_scale(scale, "model.likelihood.scale"), persistent=False)
+        self.register_buffer("log_scale", _log_scale(scale, "likelihood.scale"), persistent=False)
 
 
 class GaussianLearnedScale(_GaussianDensity):
@@ -146,7 +153,7 @@ class GaussianLearnedScale(_GaussianDensity):
 
     def __init__(self, spec: DataSpec, initial_scale: float) -> None:
         super().__init__(spec)
-        self.log_scale = nn.Parameter(_log_scale(initial_scale, "model.likelihood.initial_scale"))
+        self.log_scale = nn.Parameter(_log_scale(initial_scale, "likelihood.initial_scale"))
 
 
 class DiscretizedLogistic(Likelihood):
@@ -159,7 +166,9 @@ class DiscretizedLogistic(Likelihood):
 
     num_parameters = 2
     accepts = (DISCRETE,)
-    _MIN_LOG_SCALE = -7.0  # as PixelCNN++'s code: a logistic far narrower than a bin
+    # as PixelCNN++'s code at the lower end: a logistic far narrower than a bin; at the upper one far wider than the range,
+    # where beyond it the probability of an inner bin would underflow
+    _LOG_SCALE_RANGE = (-7.0, 7.0)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         mu, log_scale = self._split(parameters)
@@ -188,7 +197,7 @@ class DiscretizedLogistic(Likelihood):
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_scale = parameters.chunk(2, dim=1)
-        return mu, log_scale.clamp(min=self._MIN_LOG_SCALE)
+        return mu, log_scale.clamp(*self._LOG_SCALE_RANGE)
 
 
 def _onto_range(unit: Tensor, spec: DataSpec) -> Tensor:

@@ -62,9 +62,7 @@ def domain_classifier(
     return NetworkExtractor(name, classifier)
 
 
-def _train(
-    classifier: Classifier, data: ArrayData, optimizer: Callable[..., Optimizer], num_steps: int, seed: int
-) -> None:
+def _train(classifier: Classifier, data: ArrayData, optimizer: Callable[..., Optimizer], num_steps: int, seed: int) -> None:
     log.info(f"training a classifier of data={data.spec.name} once, for the metrics that need one")
     module = GradientTraining(
         classifier, optimizer, seed, log_every_n_steps=num_steps, ema_half_life_examples=None, gradient_clip_norm=None
@@ -97,4 +95,4 @@ def _save(classifier: Classifier, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".unfinished-{os.getpid()}")
     torch.save(classifier.state_dict(), unfinished)
-    os.replace(unfinished, file)
+    unfinished.replace(file)

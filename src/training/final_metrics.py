@@ -8,7 +8,9 @@ from torch.utils.tensorboard.summary import hparams
 __all__ = ["log_final_metrics"]
 
 
-def log_final_metrics(loggers: list[Logger], hyper_parameters: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+def log_final_metrics(
+    loggers: list[Logger], hyper_parameters: dict[str, Any], metrics: dict[str, float], step: int
+) -> None:
     """Write `final/<metric>` curves of one point, and the HPARAMS entry.
 
     Args:

@@ -38,6 +38,8 @@ def make_training_module(
         generator, discriminator = optimizers["generator"], optimizers["discriminator"]
         return AdversarialTraining(model, generator, discriminator, seed=seed, **knobs)
     assert isinstance(model, Trainable), f"{type(model).__name__} has no protocol of training"
+    if isinstance(optimizers, dict):
+        raise UserError("a model with one loss takes one optimizer: optim, without generator and discriminator")
     return GradientTraining(model, optimizers, seed=seed, **knobs)
 
 
@@ -49,7 +51,7 @@ def make_trainer(
     devices: int | str | list[int],
     num_nodes: int,
     strategy: str,
-    precision: str,
+    precision: Any,
     max_epochs: int | None,
     max_steps: int | None,
     limit_train_batches: int | float | None,

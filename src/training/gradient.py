@@ -1,7 +1,9 @@
 """Training by the gradient of one loss."""
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,7 +39,7 @@ class GradientTraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))
-        self._descend(self.optimizers(), loss)
+        self._descend(cast(LightningOptimizer, self.optimizers()), loss)
         self._count_batch(batch, numbers)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor
 from src.core.errors import UserError
 from src.core.protocols import Terms
 
-__all__ = ["Meter", "NonFiniteLoss", "reduce_terms", "require_finite"]
+__all__ = ["Meter", "NonFiniteLossError", "reduce_terms", "require_finite"]
 
 
-class NonFiniteLoss(UserError):
+class NonFiniteLossError(UserError):
     """A term of the loss is nan or infinite."""
 
 
@@ -50,10 +50,10 @@ class Meter:
 
 
 def require_finite(numbers: dict[str, float], step: int) -> None:
-    """Raise `NonFiniteLoss`, naming the term and the step, if a number is nan or infinite."""
+    """Raise `NonFiniteLossError`, naming the term and the step, if a number is nan or infinite."""
     for name, number in numbers.items():
         if not math.isfinite(number):
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"train/{name} became {number} at step {step}; the run stops before it is used, and the last checkpoint is "
                 "kept (a smaller learning rate is the usual cure: optim.lr=, optim.generator.lr=, optim.discriminator.lr=)"
             )

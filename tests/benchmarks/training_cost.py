@@ -7,6 +7,7 @@
 The bounds stand beside the figures; the exit code says whether all of them hold.
 """
 
+import io
 import logging
 import os
 import statistics
@@ -52,7 +53,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for what, bound, (ours, theirs, ratio) in figures:
         verdict = "ok" if ratio <= bound else "TOO SLOW"
-        print(f"{what:20s} framework {ours:9.2f} ms   bare {theirs:9.2f} ms   ratio {ratio:.3f} (at most {bound})  {verdict}")
+        print(
+            f"{what:20s} framework {ours:9.2f} ms   bare {theirs:9.2f} ms   ratio {ratio:.3f} (at most {bound})  {verdict}"
+        )
     sys.exit(any(ratio > bound for _, bound, (_, _, ratio) in figures))
 
 
@@ -171,7 +174,7 @@ def _fit(config: DictConfig, data: ArrayData, callbacks: list[L.Callback], max_e
     model = build_model(config.model, data.spec, "framework")
     module = make_training_module(model, build(config.optim), build(config.training), seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        bar = EpochProgress(Console(force_terminal=True, file=open(os.devnull, "w")), redraws_per_second=4)
+        bar = EpochProgress(Console(force_terminal=True, file=io.StringIO()), redraws_per_second=4)
         logger = TensorBoardLogger(folder)
         trainer_config = build(config.trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "limit_val_batches": 0}
         trainer = make_trainer(Path(folder), [bar, *callbacks], [logger], **trainer_config)

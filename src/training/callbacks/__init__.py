@@ -1,1 +1,1 @@
-"""Callbacks: progress, checkpoints, pictures, the dashboard page. They ask a model for capabilities, never for its class."""
+"""Callbacks: progress, checkpoints, pictures, the dashboard page. They ask for capabilities, never for a class."""

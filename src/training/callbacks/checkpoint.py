@@ -1,6 +1,5 @@
 """Checkpoints: the last one and the best one, written beside and renamed, so that a killed run keeps a whole one."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -58,4 +57,4 @@ class LastAndBest(L.Callback):
         unfinished = self._directory / f"{name}.unfinished"
         trainer.save_checkpoint(unfinished)
         if trainer.is_global_zero:
-            os.replace(unfinished, self._directory / name)
+            unfinished.replace(self._directory / name)

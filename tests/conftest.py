@@ -1,0 +1,21 @@
+"""Fixtures that several test files use."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Inside the test, new tensors and networks are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def same_weights() -> None:
+    """Networks built in the test have the same initial weights in every session."""
+    torch.manual_seed(0)

@@ -1,0 +1,73 @@
+"""Tiny data sets made in memory, and noise whose values a test knows."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.rng import Noise, SampleNoise
+from src.core.spec import DataSpec, Values
+from src.data.arrays import ImageArrays, Split, image_values
+from src.data.loading import ArrayData
+
+__all__ = ["FixedNoise", "RepeatingNoise", "image_data", "image_spec", "token_spec", "vector_spec"]
+
+
+def image_spec(shape: tuple[int, ...], values: str, levels: int = 256, num_classes: int = 3) -> DataSpec:
+    """Images called `made_up`, as models see them."""
+    return DataSpec("made_up", "image", shape, image_values(values, levels), _names(num_classes))
+
+
+def vector_spec(dim: int, num_classes: int = 0) -> DataSpec:
+    """Unbounded real vectors called `made_up`."""
+    values = Values("continuous", low=-float("inf"), high=float("inf"), levels=None)
+    return DataSpec("made_up", "vector", (dim,), values, _names(num_classes))
+
+
+def token_spec() -> DataSpec:
+    """Texts of 16 tokens called `made_up`."""
+    return DataSpec("made_up", "tokens", (16,), Values("discrete", low=0, high=99, levels=100))
+
+
+def image_data(
+    shape: tuple[int, ...], values: str, num_classes: int = 3, count: int = 24, batch_size: int = 8
+) -> ArrayData:
+    """Random 8-bit images with labels that take turns, and their loaders."""
+    x = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    split = Split(x, np.arange(count) % num_classes if num_classes else None)
+    spec = image_spec(shape, values, num_classes=num_classes)
+    arrays = ImageArrays(spec, 256, {"train": split, "val": split, "test": split}, "made_up")
+    return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
+
+
+class FixedNoise(Noise):
+    """Hands out one given tensor, whatever is asked for."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._value.to(like).expand(shape)
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self.normal(shape, like)
+
+
+class RepeatingNoise(Noise):
+    """The same `period` rows again and again in every draw, so that a repeated batch meets repeated noise."""
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+        self._rows = SampleNoise(seed=0)
+
+    def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._repeated(self._rows.normal((self._period, *shape[1:]), like), shape)
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._repeated(self._rows.uniform((self._period, *shape[1:]), like), shape)
+
+    def _repeated(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return rows[torch.arange(shape[0]) % self._period]
+
+
+def _names(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"class {i}" for i in range(num_classes))

@@ -1,0 +1,96 @@
+"""Every YAML that describes an object describes one that exists, with arguments that it has."""
+
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from src.build import build
+from tests.configs import CONF, compose_config, load_option, options
+
+PREPARES_DATA = {"data"}  # building it would write to the disk
+
+
+model_config = functools.cache(lambda name: compose_config(f"model={name}"))
+
+
+def resolved(group: str, name: str) -> DictConfig:
+    """An option by itself; a model with the parts that its defaults list brings."""
+    return model_config(name).model if group == "model" else load_option(group, name)
+
+
+def nodes(plain: Any) -> Iterator[dict[str, Any]]:
+    """All nodes with a `_target_`, inner ones too."""
+    if isinstance(plain, dict):
+        if "_target_" in plain:
+            yield plain
+        for value in plain.values():
+            yield from nodes(value)
+
+
+@functools.cache
+def plain_nodes(group: str, name: str) -> list[dict[str, Any]]:
+    return list(nodes(OmegaConf.to_container(resolved(group, name), resolve=True)))
+
+
+BUILT = [
+    (path.parent.name, path.stem)
+    for path in sorted(CONF.glob("*/*.yaml"))
+    if list(nodes(OmegaConf.to_container(OmegaConf.load(path))))
+]
+
+
+def options_of(built: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("group", "name"), built, ids=[f"{group}/{name}" for group, name in built])
+
+
+@options_of(BUILT)
+def test_keys_beside_a_target_are_its_arguments(group, name):
+    for node in plain_nodes(group, name):
+        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        signature = inspect.signature(get_object(node["_target_"]))
+        bind = signature.bind_partial if node.get("_partial_") else signature.bind
+        bind(**arguments)
+
+
+@options_of(BUILT)
+def test_own_targets_take_no_arbitrary_keywords(group, name):
+    for target in (get_object(node["_target_"]) for node in plain_nodes(group, name)):
+        kinds = {parameter.kind for parameter in inspect.signature(target).parameters.values()}
+        assert not target.__module__.startswith("src.") or inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+@options_of([(group, name) for group, name in BUILT if group not in PREPARES_DATA])
+def test_option_builds(group, name):
+    for node in plain_nodes(group, name):
+        built = build(node)
+        assert callable(built) if node.get("_partial_") else isinstance(built, get_object(node["_target_"]))
+
+
+@pytest.mark.parametrize("name", options("metric"))
+def test_metric_is_keyed_by_its_own_name(name):
+    assert list(load_option("metric", name)) == [name]
+
+
+@pytest.mark.parametrize("group", ["metric", "logger"])
+def test_options_chosen_as_a_list_are_all_kept(group):
+    names = options(group)
+    assert set(compose_config(f"{group}=[{','.join(names)}]")[group]) == set(names)
+
+
+@pytest.mark.parametrize("group", ["adversarial_loss", "likelihood", "prior", "data"])
+def test_every_option_can_be_chosen(group):
+    user = {"adversarial_loss": "dcgan", "prior": "cvae"}.get(group, "vae")
+    for name in options(group):
+        assert compose_config(f"model={user}", f"{group}={name}")
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_model_brings_all_that_training_needs(name):
+    config = model_config(name)
+    assert not OmegaConf.missing_keys(config)
+    assert {"model", "optim", "training"} <= set(config)

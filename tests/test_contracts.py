@@ -1,0 +1,330 @@
+"""What every model promises, whatever its family: losses, gradients, samples, codes, refusals. One test for every YAML."""
+
+import copy
+import functools
+import io
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from src.build import build_model
+from src.core.batch import Batch
+from src.core.errors import UserError
+from src.core.protocols import Adversarial, CanSample, Terms, Trainable
+from src.core.rng import Noise, SampleNoise
+from src.core.spec import DISCRETE, DataSpec
+from src.data.loading import ArrayData
+from src.evaluation.protocol import draw_samples, spread_classes
+from src.experiment import load_model
+from tests.configs import compose_config, load_option, options, target
+from tests.examples import RepeatingNoise, image_data, token_spec, vector_spec
+
+MODELS = options("model")
+SHAPES = {"grey8": (1, 8, 8), "colour16": (3, 16, 16)}
+NUM_CLASSES = 3
+NUM_SAMPLES = 6
+
+
+def models_with(method: str) -> list[str]:
+    """The models whose class has a method."""
+    return [name for name in MODELS if hasattr(target("model", name), method)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model's config, and data that it can be trained on."""
+
+    config: DictConfig
+    data: ArrayData
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec
+
+    def model(self, seed: int = 0) -> nn.Module:
+        return load_model(OmegaConf.merge(self.config, {"seed": seed}), self.spec)
+
+    def batch(self) -> Batch:
+        return self.data.to_units(next(iter(self.data.train_dataloader())))
+
+    def samples(self, model: nn.Module, seed: int = 0, batch_size: int = NUM_SAMPLES) -> Tensor:
+        condition = spread_classes(self.spec, NUM_SAMPLES, torch.device("cpu")) if model.is_conditional else None
+        return torch.cat(list(draw_samples(model.eval(), NUM_SAMPLES, batch_size, seed, condition)))
+
+
+@functools.cache
+def composed(name: str) -> DictConfig:
+    config = compose_config(f"model={name}")
+    OmegaConf.set_struct(config, False)
+    config.name = {"model": name, "data": "made_up"}
+    return config
+
+
+def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfig:
+    """As by `model=NAME likelihood=LIKELIHOOD model.KEY=VALUE`, without composing anew (that is slow)."""
+    config = copy.deepcopy(composed(name))
+    config.likelihood = load_option("likelihood", likelihood)
+    config.model.update(model_keys)
+    return config
+
+
+def make_setting(
+    config: DictConfig, shape: tuple[int, ...] = SHAPES["grey8"], values: str | None = None, labels: bool = True
+) -> Setting:
+    return Setting(config, image_data(shape, values or accepted_values(config)[0], NUM_CLASSES if labels else 0))
+
+
+def accepted_values(config: DictConfig) -> tuple[str, ...]:
+    """The kinds of values that a model's likelihood is of; any will do where there is none."""
+    return get_object(config.likelihood._target_).accepts if "likelihood" in config else (DISCRETE,)
+
+
+def losses(model: nn.Module, batch: Batch, noise: Noise | None = None) -> list[tuple[nn.Module, Terms]]:
+    """All that is minimised, each with the network that it trains."""
+    if isinstance(model, Adversarial):
+        generator, discriminator = model.players()
+        return [
+            (discriminator, model.discriminator_loss(batch, generator=noise)),
+            (generator, model.generator_loss(batch, generator=noise)),
+        ]
+    return [(model, model.loss(batch, generator=noise))]
+
+
+def gradients(terms: Terms, network: nn.Module) -> dict[str, Tensor | None]:
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(terms["loss"].mean(), parameters, allow_unused=True), strict=True))
+
+
+def assert_gradient_everywhere(terms: Terms, network: nn.Module) -> None:
+    idle = [name for name, gradient in gradients(terms, network).items() if gradient is None or not gradient.any()]
+    assert not idle
+
+
+@pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
+def setting(name: str, request: pytest.FixtureRequest) -> Setting:
+    return make_setting(composed(name), request.param)
+
+
+every_model = pytest.mark.parametrize("name", MODELS)
+every_adversarial = pytest.mark.parametrize("name", models_with("discriminator_loss"))
+every_sampler = pytest.mark.parametrize("name", models_with("sample"))
+every_encoder = pytest.mark.parametrize("name", models_with("encode"))
+
+
+@every_model
+def test_model_is_trained_in_exactly_one_way(setting):
+    model = setting.model()
+    assert isinstance(model, Trainable) != isinstance(model, Adversarial)
+
+
+@every_model
+def test_every_term_of_the_loss_is_one_finite_number_per_example(setting):
+    for _, terms in losses(setting.model(), setting.batch(), SampleNoise(0)):
+        assert "loss" in terms
+        for term, values in terms.items():
+            assert values.shape == (8,), term
+            assert values.isfinite().all(), term
+
+
+@every_model
+def test_loss_needs_no_generator(setting):
+    assert all(terms["loss"].isfinite().all() for _, terms in losses(setting.model(), setting.batch()))
+
+
+@every_model
+def test_repeating_every_example_leaves_the_mean_losses_unchanged(setting):
+    batch = setting.batch()
+    twice = Batch(batch.x.repeat(2, 1, 1, 1), batch.condition.repeat(2))
+    once_terms, twice_terms = (losses(setting.model(), some, RepeatingNoise(len(batch))) for some in (batch, twice))
+    for (_, expected), (_, terms) in zip(once_terms, twice_terms, strict=True):
+        for term in expected:
+            torch.testing.assert_close(terms[term].mean(), expected[term].mean(), rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_gradients_reach_every_parameter(setting):
+    model = setting.model()
+    trained = losses(model, setting.batch(), SampleNoise(0))
+    for network, terms in trained:
+        assert_gradient_everywhere(terms, network)
+    assert sum(len(list(network.parameters())) for network, _ in trained) == len(list(model.parameters()))
+
+
+@every_adversarial
+def test_players_share_no_parameter(setting):
+    generator, discriminator = setting.model().players()
+    assert not {id(p) for p in generator.parameters()} & {id(p) for p in discriminator.parameters()}
+
+
+@every_adversarial
+def test_discriminator_loss_gives_the_generator_no_gradient(setting):
+    model = setting.model()
+    generator, _ = model.players()
+    terms = model.discriminator_loss(setting.batch(), generator=SampleNoise(0))
+    assert all(gradient is None for gradient in gradients(terms, generator).values())
+
+
+@every_adversarial
+def test_generator_loss_passes_through_a_frozen_discriminator(setting):
+    model = setting.model()
+    generator, discriminator = model.players()
+    discriminator.requires_grad_(False)
+    terms = model.generator_loss(setting.batch(), generator=SampleNoise(0))
+    terms["loss"].mean().backward()
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
+    assert all(parameter.grad.any() for parameter in generator.parameters())
+
+
+@every_model
+def test_initial_weights_depend_on_the_seed_alone(setting):
+    torch.manual_seed(1)
+    first = setting.model(seed=0).state_dict()
+    torch.manual_seed(2)
+    again, other = setting.model(seed=0).state_dict(), setting.model(seed=1).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@every_model
+def test_state_holds_only_tensors(setting):
+    assert all(isinstance(value, Tensor) for value in setting.model().state_dict().values())
+
+
+@every_sampler
+def test_samples_are_finite_data(setting):
+    model = setting.model()
+    assert isinstance(model, CanSample)
+    x = setting.samples(model)
+    values = setting.spec.values
+    assert x.shape == (NUM_SAMPLES, *setting.spec.shape)
+    assert x.isfinite().all()
+    assert values.low <= x.min() <= x.max() <= values.high
+
+
+@every_sampler
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_sample_does_not_depend_on_its_batch(setting, batch_size):
+    model = setting.model()
+    together, apart = setting.samples(model), setting.samples(model, batch_size=batch_size)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+
+
+@every_sampler
+def test_samples_depend_on_the_seed(setting):
+    model = setting.model()
+    first, again, other = (setting.samples(model, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not any(torch.allclose(a, b, rtol=0, atol=1e-7) for a, b in zip(first, other, strict=True))
+    assert not torch.allclose(first[0], first[NUM_CLASSES], rtol=0, atol=1e-7)  # two samples of one class
+
+
+@every_sampler
+def test_saved_state_gives_the_same_samples(setting):
+    trained, fresh = setting.model(seed=0), setting.model(seed=1)
+    losses(trained, setting.batch(), SampleNoise(0))  # moves batch norm's statistics
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(setting.samples(fresh), setting.samples(trained))
+
+
+@every_encoder
+def test_codes_and_reconstructions_have_their_shapes_and_no_noise(setting):
+    model, batch = setting.model().eval(), setting.batch()
+    z = model.encode(batch.x, batch.condition)
+    assert z.shape == (len(batch), setting.config.model.latent_dim)
+    rebuilt = model.reconstruct(batch.x, batch.condition)
+    assert rebuilt.shape == batch.x.shape
+    assert rebuilt.isfinite().all()
+    torch.testing.assert_close(model.decode(z, batch.condition), rebuilt)
+
+
+@pytest.mark.parametrize("name", [name for name in models_with("sample") if load_option("model", name).model.conditional])
+def test_conditional_model_draws_the_class_it_is_asked_for_and_refuses_unlabelled_data(name):
+    setting = make_setting(composed(name))
+    model = setting.model().eval()
+    assert model.is_conditional
+    noise = RepeatingNoise(period=1)  # the same noise for every class
+    x = model.sample(NUM_CLASSES, torch.arange(NUM_CLASSES), generator=noise)
+    assert all(not torch.equal(x[i], x[j]) for i, j in itertools.combinations(range(NUM_CLASSES), 2))
+    with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up has no labels"):
+        make_setting(composed(name), labels=False).model()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not load_option("model", name).model.get("conditional")])
+def test_unconditional_model_needs_no_labels(name):
+    setting = make_setting(composed(name), labels=False)
+    batch = setting.batch()
+    assert batch.condition is None
+    assert all(terms["loss"].isfinite().all() for _, terms in losses(setting.model(), batch))
+
+
+@every_model
+def test_model_refuses_tokens_and_names_the_data(name):
+    with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up gives tokens"):
+        build_model(composed(name).model, token_spec(), name)
+
+
+def uses_images_only(config: DictConfig) -> bool:
+    return "src.networks.convolutional" in OmegaConf.to_yaml(config.model, resolve=True)
+
+
+@every_model
+def test_model_trains_on_vectors_or_refuses_them_by_name(name):
+    config = composed_with(name, "gaussian") if "likelihood" in composed(name) else composed(name)
+    spec = vector_spec(5, NUM_CLASSES)
+    batch = Batch(SampleNoise(0).normal((8, 5), torch.zeros(())), torch.arange(8) % NUM_CLASSES)
+    if uses_images_only(config):
+        with pytest.raises(UserError, match=f"model={name} with data=made_up: .* gives 5 "):
+            build_model(config.model, spec, name)
+    else:
+        model = build_model(config.model, spec, name)
+        assert all(terms["loss"].isfinite().all() for _, terms in losses(model, batch))
+
+
+LIKELIHOOD_CASES = [
+    (name, likelihood, values)
+    for name, likelihood in itertools.product(models_with("log_prob_bound"), options("likelihood"))
+    for values in target("likelihood", likelihood).accepts
+]
+
+
+@pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
+def test_every_likelihood_trains_on_the_values_it_accepts(name, likelihood, values):
+    setting = make_setting(composed_with(name, likelihood), values=values)
+    model, batch = setting.model(), setting.batch()
+    terms = model.loss(batch, generator=SampleNoise(0))
+    assert all(values.shape == (8,) and values.isfinite().all() for values in terms.values())
+    assert_gradient_everywhere(terms, model)
+    assert ("elbo" in terms) == model.likelihood.is_normalised
+    if model.likelihood.is_normalised:
+        bound = model.log_prob_bound(batch.x, batch.condition, generator=SampleNoise(0))
+        torch.testing.assert_close(bound, terms["elbo"])
+
+
+@pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
+@pytest.mark.parametrize("sample_pixels", [True, False])
+def test_every_likelihood_gives_finite_samples(name, likelihood, values, sample_pixels):
+    setting = make_setting(composed_with(name, likelihood, sample_pixels=sample_pixels), values=values)
+    assert setting.samples(setting.model()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", models_with("log_prob_bound"))
+def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_bound(name):
+    setting = make_setting(composed_with(name, "gaussian", beta=4))
+    terms = setting.model().loss(setting.batch(), generator=SampleNoise(0))
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + 4 * terms["kl"])
+    torch.testing.assert_close(terms["elbo"], -terms["reconstruction"] - terms["kl"])
+
+
+def test_conditional_prior_is_refused_without_a_conditional_model():
+    config = copy.deepcopy(composed("vae"))
+    config.prior = load_option("prior", "conditional_gaussian")
+    with pytest.raises(UserError, match=r"model\.conditional=true.*prior=standard_normal"):
+        make_setting(config).model()
