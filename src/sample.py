@@ -15,11 +15,12 @@ log = logging.getLogger(__name__)
 def sample(config: DictConfig) -> None:
     """Write n samples; sample i depends on the seed and i alone."""
     import torch
-    from torchvision.utils import make_grid, save_image
+    from torchvision.utils import save_image
 
     from src.core.protocols import CanSample
     from src.evaluation.protocol import draw_samples, spread_classes
     from src.experiment import load_data, load_trained_model
+    from src.training.callbacks.pictures import image_grid
 
     run = Run.open(Path(config.run))
     of_run = run.config()
@@ -30,15 +31,15 @@ def sample(config: DictConfig) -> None:
     device = next(model.parameters()).device
     condition = spread_classes(spec, config.n, device) if model.is_conditional else None
     batches = draw_samples(model, config.n, config.batch_size, config.seed, condition)
-    images = torch.cat([spec.to_bytes(x).cpu() for x in batches])
+    samples = torch.cat(list(batches))
 
     folder = Path(config.out) if config.out else run.samples / f"drawn_seed{config.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     width = len(str(config.n - 1))
-    for i, image in enumerate(images):
+    for i, image in enumerate(spec.to_bytes(samples).cpu()):
         save_image(image / 255, folder / f"{i:0{width}d}.png")
     per_row = spec.num_classes if condition is not None else 8
-    save_image(make_grid(images, nrow=per_row, padding=1, pad_value=128) / 255, folder / "grid.png")
+    save_image(image_grid(spec, samples, per_row) / 255, folder / "grid.png")
     log.info(f"{config.n} samples of the {about['checkpoint']} checkpoint ({about['weights']} weights) in {folder}")
 
 

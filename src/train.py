@@ -78,6 +78,7 @@ def _quiet_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # none are needed: see conf/loader
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # ours is in `training:`
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # lightning 2.6 on torch 2.14
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
 

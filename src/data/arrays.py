@@ -83,8 +83,11 @@ def prepare(
     folder = Path(cache) / f"{name}-{key}"
     if not (folder / "meta.json").exists():
         _make_folder(folder, name, source, make)
-    meta = json.loads((folder / "meta.json").read_text())
-    splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew") from error
     spec = DataSpec(
         name=name,
         modality="image",
@@ -147,11 +150,5 @@ def _rename_unless_there(unfinished: Path, folder: Path) -> None:
 
 
 def _open_split(folder: Path, split: str, has_labels: bool) -> Split:
-    try:
-        x = np.load(folder / f"{split}_x.npy", mmap_mode="r")
-        y = np.load(folder / f"{split}_y.npy") if has_labels else None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew"
-        ) from error
-    return Split(x, y)
+    x = np.load(folder / f"{split}_x.npy", mmap_mode="r")
+    return Split(x, np.load(folder / f"{split}_y.npy") if has_labels else None)

@@ -66,8 +66,9 @@ class GaussianStatistics(StatefulMetric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean `(D,)` and unbiased covariance `(D, D)`."""
-        mean = self.total / self.count
-        cov = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        count: Tensor = self.count
+        mean = self.total / count
+        cov = (self.outer - count * torch.outer(mean, mean)) / (count - 1)
         return mean + self.shift, cov
 
 

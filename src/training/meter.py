@@ -49,11 +49,11 @@ class Meter:
         return means
 
 
-def require_finite(numbers: dict[str, float], step: int) -> None:
-    """Raise `NonFiniteLossError`, naming the term and the step, if a number is nan or infinite."""
+def require_finite(numbers: dict[str, float], step: int, split: str) -> None:
+    """Raise `NonFiniteLossError`, naming the term, its split and the step, if a number is nan or infinite."""
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise NonFiniteLossError(
-                f"train/{name} became {number} at step {step}; the run stops before it is used, and the last checkpoint is "
+                f"{split}/{name} became {number} at step {step}; the run stops before it is used, and the last checkpoint is "
                 "kept (a smaller learning rate is the usual cure: optim.lr=, optim.generator.lr=, optim.discriminator.lr=)"
             )

@@ -98,8 +98,10 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Held-out means, and beside them the means of the training since the last validation."""
+        means = self._val_meter.take()
+        require_finite(means, self.step, "val")  # before a checkpoint of such weights takes the place of a good one
         self._log_means("train_epoch", self._epoch_meter.take())
-        self._log_means("val", self._val_meter.take())
+        self._log_means("val", means)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"step": self.step, "examples_seen": self.examples_seen}
@@ -114,7 +116,7 @@ class TrainingModule(L.LightningModule, ABC):
         """Mean loss and all means under their log names; stops the run if one is not finite."""
         loss, numbers = reduce_terms(terms)
         numbers = {prefix + name: number for name, number in numbers.items()}
-        require_finite(numbers, self.step + 1)
+        require_finite(numbers, self.step + 1, "train")
         return loss, numbers
 
     def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:

@@ -10,19 +10,29 @@ from torchvision.utils import make_grid, save_image
 
 from src.core.protocols import CanEncode, CanReconstruct, CanSample
 from src.core.rng import SampleNoise
+from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.training.module import TrainingModule
 
-__all__ = ["Pictures"]
+__all__ = ["Pictures", "image_grid"]
 
 _INTERPOLATION_STEPS = 10
+_LAST_EARLY_STEP = 512
+_MIN_SIDE = 32  # smaller images are enlarged in a grid, pixel by pixel
+
+
+def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
+    """Images `(N, C, H, W)` in data units as one picture `(3, height, width)`, uint8, row by row with grey lines between."""
+    scale = max(1, -(-_MIN_SIDE // x.shape[-1]))
+    images = spec.to_bytes(x).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return make_grid(images, nrow=per_row, padding=1, pad_value=128)
 
 
 class Pictures(L.Callback):
     """Writes PNG grids and the same pictures to TensorBoard, with averaged weights where there are any.
 
     Samples come from the same noise every time, so one place in the grid shows one sample growing. They are also drawn
-    at steps 1, 2, 4, 8, ... of the first epoch, when most happens.
+    at steps 1, 2, 4, 8, ... 512, when most happens.
 
     Args:
         directory: where the PNG files go.
@@ -40,7 +50,7 @@ class Pictures(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
         step = pl_module.step
-        is_early = trainer.current_epoch == 0 and step & (step - 1) == 0
+        is_early = step <= _LAST_EARLY_STEP and step & (step - 1) == 0
         if is_early and self._wants(trainer) and isinstance(pl_module.model, CanSample):
             with pl_module.averaged_weights():
                 self._show(pl_module, "samples", f"samples_step_{step:07d}", self._samples(trainer, pl_module))
@@ -86,11 +96,9 @@ class Pictures(L.Callback):
         """Rows of examples on a straight line between the codes of two held-out ones (their first one's class)."""
         model = pl_module.model
         x, condition = self._held_out(trainer, pl_module)
-        start, end = x[0::2], x[1::2]
-        num_rows = len(end)
-        c = None if condition is None else condition[0::2][:num_rows]
-        c_end = None if condition is None else condition[1::2]
-        z_start, z_end = model.encode(start[:num_rows], c), model.encode(end, c_end)
+        start, end = x[0::2], x.roll(-1, 0)[0::2]  # an odd one out goes to the first
+        c, c_end = (None, None) if condition is None else (condition[0::2], condition.roll(-1)[0::2])
+        z_start, z_end = model.encode(start, c), model.encode(end, c_end)
         share = torch.linspace(0, 1, _INTERPOLATION_STEPS, device=x.device)[None, :, None]
         z = z_start[:, None] * (1 - share) + z_end[:, None] * share
         repeated = None if c is None else c.repeat_interleave(_INTERPOLATION_STEPS)
@@ -98,8 +106,7 @@ class Pictures(L.Callback):
 
     @torch.no_grad()
     def _show(self, pl_module: TrainingModule, tag: str, name: str, x: Tensor, per_row: int = 8) -> None:
-        spec = pl_module.trainer.datamodule.spec
-        grid = make_grid(spec.to_bytes(x).cpu(), nrow=per_row, padding=1, pad_value=128)
+        grid = image_grid(pl_module.trainer.datamodule.spec, x, per_row)
         save_image(grid / 255, self._directory / f"{name}.png")
         for logger in pl_module.loggers:
             if isinstance(logger, TensorBoardLogger):
