@@ -1,6 +1,7 @@
 """The only place that turns config nodes into objects. What a config may name is limited to a few packages."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ def build(node: DictConfig | dict[str, Any]) -> Any:
     A node without `_target_` gives a dict of what its values describe. Lists and dicts arrive as plain Python types.
     """
     described = plain(node) if isinstance(node, DictConfig) else node
-    for path, target in _targets(described):
-        _require_allowed(path, target)
+    for path, target_node in _target_nodes(described):
+        _require_arguments(path, target_node, _allowed_target(path, target_node["_target_"]))
     try:
         return instantiate(described, _convert_="all")
     except InstantiationException as error:
@@ -45,36 +46,48 @@ def build_model(node: DictConfig | dict[str, Any], spec: DataSpec, name: str) ->
         raise _explained(error) from error
 
 
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """All `_target_`s below a plain node, with their paths."""
+def _target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All nodes with a `_target_` in a plain node, with their paths, which end in a dot."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield path, node
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        here = f"{path}.{key}" if path else str(key)
-        if key == "_target_":
-            yield here, str(value)
-        else:
-            yield from _targets(value, here)
+        yield from _target_nodes(value, f"{path}{key}.")
 
 
-def _require_allowed(path: str, target: str) -> None:
-    """Refuse a target outside the allowed packages, also one reached through them (`src.runs.os.system`).
+def _allowed_target(path: str, target: str) -> Callable[..., Any]:
+    """What a target names; refuses one outside the allowed packages, also if reached through them (`src.runs.os.system`).
 
     A run's config may come from a stranger, so only classes and our own public functions are built: a method or a helper
     may do anything with its arguments (`load_from_checkpoint` unpickles, `src.runs._git` runs what its options name).
     """
     allowed = ", ".join(name.rstrip(".") for name in _ALLOWED)
-    refusal = f"{path}={target} may not be built; a config may name classes and public functions defined in {allowed}"
-    if not target.startswith(_ALLOWED):
+    refusal = (
+        f"{path}_target_={target} may not be built; a config may name classes and public functions defined in {allowed}"
+    )
+    if not str(target).startswith(_ALLOWED):
         raise UserError(refusal)
     try:
         found = get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}={target} does not exist ({error})") from error
+        raise UserError(f"{path}_target_={target} does not exist ({error})") from error
     home = f"{getattr(found, '__module__', '')}."
     is_public_function = isinstance(found, FunctionType) and not found.__qualname__.startswith("_")
     is_our_function = is_public_function and home.startswith("src.") and found.__qualname__ == found.__name__
     if not home.startswith(_ALLOWED) or not (isinstance(found, type) or is_our_function):
         raise UserError(refusal)
+    return found
+
+
+def _require_arguments(path: str, node: dict[str, Any], found: Callable[..., Any]) -> None:
+    """Refuse a key that is no argument; Hydra would say so only at the call, which for `_partial_` may be much later."""
+    arguments = inspect.signature(found).parameters
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        return
+    for key in node:
+        if key not in arguments and not key.startswith("_"):
+            known = ", ".join(arguments)
+            raise UserError(f"{path}{key} is not an argument of {node['_target_']}; allowed: {known}")
 
 
 def _explained(error: InstantiationException) -> Exception:

@@ -158,10 +158,10 @@ def _paths(node: Any, prefix: str) -> Iterator[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """`; did you mean X?` by the whole path, or by its last part."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:
-        last = name.rpartition(".")[2]
-        by_last = {path.rpartition(".")[2]: path for path in known}
-        close = [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
+    """`; did you mean X?`: the same key elsewhere, or the nearest by the whole path, or by its last part."""
+    last = name.rpartition(".")[2]
+    by_last = {path.rpartition(".")[2]: path for path in known}
+    close = difflib.get_close_matches(name, [path for path in known if path.endswith(f".{last}")], n=1, cutoff=0)
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""

@@ -68,7 +68,14 @@ def _train(config: DictConfig, run: Run) -> None:
     trainer.fit(module, datamodule=data)
 
     results = evaluate_run(run, data, config)
-    log_final_metrics(loggers, plain(config), scalars(results), module.step)
+    log_final_metrics(loggers, _hyper_parameters(plain(config)), scalars(results), module.step)
+
+
+def _hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """What a person would compare runs by: the config without its plumbing, each network once."""
+    plumbing = ("callback", "logger", "metric", "evaluation")
+    kept = {key: value for key, value in config.items() if key not in plumbing}
+    return kept | {"model": {key: value for key, value in config["model"].items() if not isinstance(value, dict)}}
 
 
 def _quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""The project's command line, called in this process (quick) or in a process of its own (where the process is the subject)."""
+"""The project's command line, called in this process or, where the process is the subject, in one of its own."""
 
 import importlib
 import io
@@ -34,7 +34,12 @@ def call(command: str, *arguments: str) -> Said:
     """`python -m src.COMMAND ARGUMENTS`, in this process: the same parsing, checking, logging and exit codes."""
     main = importlib.import_module(f"src.{command}").main
     screen, code = io.StringIO(), 0
-    with _arguments(f"src/{command}.py", *arguments), _logging_as_it_was(), redirect_stdout(screen), redirect_stderr(screen):
+    with (
+        _arguments(f"src/{command}.py", *arguments),
+        _logging_as_it_was(),
+        redirect_stdout(screen),
+        redirect_stderr(screen),
+    ):
         try:
             main()
         except SystemExit as end:

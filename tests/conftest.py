@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,3 +20,9 @@ def float64() -> Iterator[None]:
 def same_weights() -> None:
     """Networks built in the test have the same initial weights in every session."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for prepared data and classifiers, so that each of them is made once for all tests."""
+    return tmp_path_factory.mktemp("prepared")

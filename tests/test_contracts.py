@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,8 +16,7 @@ from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.protocols import Adversarial, CanSample, Terms, Trainable
 from src.core.rng import Noise, SampleNoise
-from src.core.spec import DISCRETE, DataSpec
-from src.data.loading import ArrayData
+from src.core.spec import DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
 from tests.configs import compose_config, load_option, options, target
@@ -35,34 +33,9 @@ def models_with(method: str) -> list[str]:
     return [name for name in MODELS if hasattr(target("model", name), method)]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A model's config, and data that it can be trained on."""
-
-    config: DictConfig
-    data: ArrayData
-
-    @property
-    def spec(self) -> DataSpec:
-        return self.data.spec
-
-    def model(self, seed: int = 0) -> nn.Module:
-        return load_model(OmegaConf.merge(self.config, {"seed": seed}), self.spec)
-
-    def batch(self) -> Batch:
-        return self.data.to_units(next(iter(self.data.train_dataloader())))
-
-    def samples(self, model: nn.Module, seed: int = 0, batch_size: int = NUM_SAMPLES) -> Tensor:
-        condition = spread_classes(self.spec, NUM_SAMPLES, torch.device("cpu")) if model.is_conditional else None
-        return torch.cat(list(draw_samples(model.eval(), NUM_SAMPLES, batch_size, seed, condition)))
-
-
 @functools.cache
 def composed(name: str) -> DictConfig:
-    config = compose_config(f"model={name}")
-    OmegaConf.set_struct(config, False)
-    config.name = {"model": name, "data": "made_up"}
-    return config
+    return compose_config(f"model={name}")
 
 
 def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfig:
@@ -73,15 +46,40 @@ def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfi
     return config
 
 
-def make_setting(
-    config: DictConfig, shape: tuple[int, ...] = SHAPES["grey8"], values: str | None = None, labels: bool = True
-) -> Setting:
-    return Setting(config, image_data(shape, values or accepted_values(config)[0], NUM_CLASSES if labels else 0))
+class Setting:
+    """A model's config, and random images that suit its likelihood.
 
+    Args:
+        name, config: the model.
+        shape: of an image.
+        values: the kind of its values; by default the first one that the likelihood is of.
+        num_classes: 0 for images without labels.
+    """
 
-def accepted_values(config: DictConfig) -> tuple[str, ...]:
-    """The kinds of values that a model's likelihood is of; any will do where there is none."""
-    return get_object(config.likelihood._target_).accepts if "likelihood" in config else (DISCRETE,)
+    def __init__(
+        self,
+        name: str,
+        config: DictConfig | None = None,
+        shape: tuple[int, ...] = SHAPES["grey8"],
+        values: str | None = None,
+        num_classes: int = NUM_CLASSES,
+    ) -> None:
+        self.keys = OmegaConf.to_container((config or composed(name)).model, resolve=True)
+        likelihood = self.keys.get("likelihood")
+        accepts = get_object(likelihood["_target_"]).accepts if likelihood else (DISCRETE,)
+        self._name = name
+        self._data = image_data(shape, values or accepts[0], num_classes)
+        self.spec = self._data.spec
+
+    def model(self, seed: int = 0) -> nn.Module:
+        return load_model(OmegaConf.create({"model": self.keys, "name": {"model": self._name}, "seed": seed}), self.spec)
+
+    def batch(self) -> Batch:
+        return self._data.to_units(next(iter(self._data.train_dataloader())))
+
+    def samples(self, model: nn.Module, seed: int = 0, batch_size: int = NUM_SAMPLES) -> Tensor:
+        condition = spread_classes(self.spec, NUM_SAMPLES, torch.device("cpu")) if model.is_conditional else None
+        return torch.cat(list(draw_samples(model.eval(), NUM_SAMPLES, batch_size, seed, condition)))
 
 
 def losses(model: nn.Module, batch: Batch, noise: Noise | None = None) -> list[tuple[nn.Module, Terms]]:
@@ -107,7 +105,7 @@ def assert_gradient_everywhere(terms: Terms, network: nn.Module) -> None:
 
 @pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
 def setting(name: str, request: pytest.FixtureRequest) -> Setting:
-    return make_setting(composed(name), request.param)
+    return Setting(name, shape=request.param)
 
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -238,7 +236,7 @@ def test_saved_state_gives_the_same_samples(setting):
 def test_codes_and_reconstructions_have_their_shapes_and_no_noise(setting):
     model, batch = setting.model().eval(), setting.batch()
     z = model.encode(batch.x, batch.condition)
-    assert z.shape == (len(batch), setting.config.model.latent_dim)
+    assert z.shape == (len(batch), setting.keys["latent_dim"])
     rebuilt = model.reconstruct(batch.x, batch.condition)
     assert rebuilt.shape == batch.x.shape
     assert rebuilt.isfinite().all()
@@ -247,19 +245,19 @@ def test_codes_and_reconstructions_have_their_shapes_and_no_noise(setting):
 
 @pytest.mark.parametrize("name", [name for name in models_with("sample") if load_option("model", name).model.conditional])
 def test_conditional_model_draws_the_class_it_is_asked_for_and_refuses_unlabelled_data(name):
-    setting = make_setting(composed(name))
+    setting = Setting(name)
     model = setting.model().eval()
     assert model.is_conditional
     noise = RepeatingNoise(period=1)  # the same noise for every class
     x = model.sample(NUM_CLASSES, torch.arange(NUM_CLASSES), generator=noise)
     assert all(not torch.equal(x[i], x[j]) for i, j in itertools.combinations(range(NUM_CLASSES), 2))
     with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up has no labels"):
-        make_setting(composed(name), labels=False).model()
+        Setting(name, num_classes=0).model()
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not load_option("model", name).model.get("conditional")])
 def test_unconditional_model_needs_no_labels(name):
-    setting = make_setting(composed(name), labels=False)
+    setting = Setting(name, num_classes=0)
     batch = setting.batch()
     assert batch.condition is None
     assert all(terms["loss"].isfinite().all() for _, terms in losses(setting.model(), batch))
@@ -297,7 +295,7 @@ LIKELIHOOD_CASES = [
 
 @pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
 def test_every_likelihood_trains_on_the_values_it_accepts(name, likelihood, values):
-    setting = make_setting(composed_with(name, likelihood), values=values)
+    setting = Setting(name, composed_with(name, likelihood), values=values)
     model, batch = setting.model(), setting.batch()
     terms = model.loss(batch, generator=SampleNoise(0))
     assert all(values.shape == (8,) and values.isfinite().all() for values in terms.values())
@@ -311,13 +309,13 @@ def test_every_likelihood_trains_on_the_values_it_accepts(name, likelihood, valu
 @pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
 @pytest.mark.parametrize("sample_pixels", [True, False])
 def test_every_likelihood_gives_finite_samples(name, likelihood, values, sample_pixels):
-    setting = make_setting(composed_with(name, likelihood, sample_pixels=sample_pixels), values=values)
+    setting = Setting(name, composed_with(name, likelihood, sample_pixels=sample_pixels), values=values)
     assert setting.samples(setting.model()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", models_with("log_prob_bound"))
 def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_bound(name):
-    setting = make_setting(composed_with(name, "gaussian", beta=4))
+    setting = Setting(name, composed_with(name, "gaussian", beta=4))
     terms = setting.model().loss(setting.batch(), generator=SampleNoise(0))
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + 4 * terms["kl"])
     torch.testing.assert_close(terms["elbo"], -terms["reconstruction"] - terms["kl"])
@@ -327,4 +325,4 @@ def test_conditional_prior_is_refused_without_a_conditional_model():
     config = copy.deepcopy(composed("vae"))
     config.prior = load_option("prior", "conditional_gaussian")
     with pytest.raises(UserError, match=r"model\.conditional=true.*prior=standard_normal"):
-        make_setting(config).model()
+        Setting("vae", config).model()

@@ -116,6 +116,15 @@ def test_log_prob_is_one_finite_number_per_example(name, kind):
 
 
 @pytest.mark.parametrize(("name", "kind"), ACCEPTED)
+def test_natural_scale_is_0_to_1_for_cross_entropies_and_data_units_otherwise(name, kind):
+    likelihood = make_likelihood(name, kind)
+    x = some_data(likelihood)
+    natural = likelihood.natural(x)
+    assert natural.shape == x.shape
+    torch.testing.assert_close(natural, (x + 1) / 2 if "bernoulli" in name else x)
+
+
+@pytest.mark.parametrize(("name", "kind"), ACCEPTED)
 def test_mean_and_sample_have_the_shape_of_the_data(name, kind):
     likelihood = make_likelihood(name, kind)
     parameters = some_parameters(likelihood)

@@ -87,7 +87,9 @@ def prepare(
         meta = json.loads((folder / "meta.json").read_text())
         splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew") from error
+        raise UserError(
+            f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew"
+        ) from error
     spec = DataSpec(
         name=name,
         modality="image",
@@ -126,6 +128,7 @@ def save_splits(folder: Path, parts: Iterable[tuple[str, np.ndarray, np.ndarray 
 
 def _make_folder(folder: Path, name: str, source: dict[str, Any], make: Callable[[Path], tuple[str, ...]]) -> None:
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our number
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:

@@ -112,11 +112,12 @@ def _find(path: str) -> _Images:
 
 
 def _find_in_folder(root: Path) -> _Images:
-    files = sorted(file for file in root.rglob("*") if file.is_file() and _is_wanted(file.relative_to(root).parts))
-    stats = [file.stat() for file in files]
+    files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
+    names = sorted(file.as_posix() for file in files if _is_wanted(file.parts))  # the order of a zip of this folder
+    stats = [(root / name).stat() for name in names]
     return _Images(
         root=str(root),
-        names=[file.relative_to(root).as_posix() for file in files],
+        names=names,
         stamps=[(stat.st_size, stat.st_mtime_ns) for stat in stats],
         read=lambda name: (root / name).read_bytes(),
     )

@@ -117,7 +117,8 @@ class _Gather(Dataset):
         u = _uniform16(self._seed, draw.epoch if is_fresh else _HELD_OUT_EPOCH, draw.index, levels[0].numel())
         u = u.view(levels.shape)
         if kind == CONTINUOUS:  # uniform dequantization: a level becomes a value anywhere in its bin
-            unit = (levels + (u + 0.5) / 65536) / self._source_levels
+            # with 15 bits the sum is exact in float32, so that none rounds into the next bin
+            unit = (levels + (u // 2 + 0.5) / 32768) / self._source_levels
             return self._values.low + (self._values.high - self._values.low) * unit
         # P(1) = level / (levels - 1), to within 2^-16
         return (u * (self._source_levels - 1) < levels.long() * 65536).to(torch.uint8)

@@ -9,7 +9,7 @@ References:
     Heusel et al. 2017, "GANs trained by a two time-scale update rule", arXiv:1706.08500.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,10 +66,11 @@ class GaussianStatistics(StatefulMetric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean `(D,)` and unbiased covariance `(D, D)`."""
-        count: Tensor = self.count
-        mean = self.total / count
+        count, total = cast(Tensor, self.count), cast(Tensor, self.total)
+        mean = total / count
         cov = (self.outer - count * torch.outer(mean, mean)) / (count - 1)
-        return mean + self.shift, cov
+        shift: Tensor = self.shift
+        return mean + shift, cov
 
 
 class FrechetDistance(SampleMetric):

@@ -129,7 +129,10 @@ class _Inception(nn.Module):
 def _load(weights: str | None, layer: str) -> _Inception:
     if weights is not None:
         torch.load(weights, weights_only=True)  # torch-fidelity would run whatever code the file holds
-    network = NoTrainInceptionV3("inception-v3-compat", [layer], feature_extractor_weights_path=weights, antialias=False)
+    with torch.random.fork_rng():  # its random weights, replaced at once, come from the global generator
+        network = NoTrainInceptionV3(
+            "inception-v3-compat", [layer], feature_extractor_weights_path=weights, antialias=False
+        )
     return _Inception(network, layer, _file_sha256(weights))
 
 

@@ -170,6 +170,9 @@ class DiscretizedLogistic(Likelihood):
     # where beyond it the probability of an inner bin would underflow
     _LOG_SCALE_RANGE = (-7.0, 7.0)
 
+    def natural(self, x: Tensor) -> Tensor:
+        return x
+
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         mu, log_scale = self._split(parameters)
         values = self.spec.values

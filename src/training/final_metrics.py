@@ -14,7 +14,8 @@ def log_final_metrics(
     """Write `final/<metric>` curves of one point, and the HPARAMS entry.
 
     Args:
-        hyper_parameters: nested plain types; flattened to `a.b.c`, and what is neither number, text nor truth left out.
+        hyper_parameters: nested plain types; flattened to `a.b.c`. What is no number, text or truth value, and how
+            things are built (`_partial_`), is left out.
         metrics: final values by name.
         step: the step they belong to.
     """
@@ -33,4 +34,5 @@ def _flatten(node: Any, path: str) -> list[tuple[str, Any]]:
         return [pair for key, value in node.items() for pair in _flatten(value, f"{path}.{key}" if path else str(key))]
     if isinstance(node, list):
         return [(path, str(node))]
-    return [(path, node)] if isinstance(node, (int, float, str, bool)) else []
+    is_shown = isinstance(node, (int, float, str, bool)) and not path.endswith("._partial_")
+    return [(path, node)] if is_shown else []

@@ -16,13 +16,13 @@ from src.training.module import TrainingModule
 
 __all__ = ["Pictures", "image_grid"]
 
-_INTERPOLATION_STEPS = 10
+_INTERPOLATION_ROWS, _INTERPOLATION_STEPS = 8, 10
 _LAST_EARLY_STEP = 512
 _MIN_SIDE = 32  # smaller images are enlarged in a grid, pixel by pixel
 
 
 def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
-    """Images `(N, C, H, W)` in data units as one picture `(3, height, width)`, uint8, row by row with grey lines between."""
+    """Images `(N, C, H, W)` in data units as one uint8 picture `(3, height, width)`, with grey lines between them."""
     scale = max(1, -(-_MIN_SIDE // x.shape[-1]))
     images = spec.to_bytes(x).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return make_grid(images, nrow=per_row, padding=1, pad_value=128)
@@ -65,7 +65,7 @@ class Pictures(L.Callback):
             if isinstance(model, CanSample):
                 self._show(pl_module, "samples", f"samples_epoch_{epoch:04d}", self._samples(trainer, pl_module))
             if isinstance(model, CanReconstruct):
-                x, condition = self._held_out(trainer, pl_module)
+                x, condition = self._held_out(trainer, pl_module, self._num_samples // 2)
                 pairs = torch.stack([x, model.reconstruct(x, condition)], dim=1).flatten(0, 1)
                 self._show(pl_module, "reconstructions", f"reconstructions_epoch_{epoch:04d}", pairs)
             if isinstance(model, CanEncode):
@@ -84,18 +84,17 @@ class Pictures(L.Callback):
             condition = torch.arange(self._num_samples, device=pl_module.device) % num_classes
         return model.sample(self._num_samples, condition, generator=SampleNoise(self._seed))
 
-    def _held_out(self, trainer: L.Trainer, pl_module: TrainingModule) -> tuple[Tensor, Tensor | None]:
+    def _held_out(self, trainer: L.Trainer, pl_module: TrainingModule, count: int) -> tuple[Tensor, Tensor | None]:
         """The first validation examples, on the model's device."""
         data: ArrayData = trainer.datamodule
         batch = data.to_units(next(iter(data.held_out_loader("val"))).to(pl_module.device))
-        count = self._num_samples // 2
         return batch.x[:count], None if batch.condition is None else batch.condition[:count]
 
     @torch.no_grad()
     def _interpolations(self, trainer: L.Trainer, pl_module: TrainingModule) -> Tensor:
         """Rows of examples on a straight line between the codes of two held-out ones (their first one's class)."""
         model = pl_module.model
-        x, condition = self._held_out(trainer, pl_module)
+        x, condition = self._held_out(trainer, pl_module, 2 * _INTERPOLATION_ROWS)
         start, end = x[0::2], x.roll(-1, 0)[0::2]  # an odd one out goes to the first
         c, c_end = (None, None) if condition is None else (condition[0::2], condition.roll(-1)[0::2])
         z_start, z_end = model.encode(start, c), model.encode(end, c_end)

@@ -1,0 +1,182 @@
+"""The command line: mistakes end in one sentence, at once; a config builds what it may name and nothing else."""
+
+import re
+import resource
+
+import pytest
+
+from src.build import build, build_model
+from src.core.errors import UserError
+from tests.commands import Said, call, run_cli
+from tests.configs import CONF, compose_config
+from tests.examples import image_spec
+
+LIMIT_S = 2
+
+# --- mistyped names --------------------------------------------------------------------------------------------------
+
+
+def _quick(*arguments: str) -> Said:
+    """A command that must end before anything heavy is imported. (Its own seconds count, not those of a busy machine.)"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = run_cli(*arguments, flags=("-X", "importtime"))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", said.text, re.MULTILINE))
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "torchvision", "sklearn"}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < LIMIT_S
+    return Said(said.code, re.sub(r"^import time:.*\n", "", said.text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "model=vaee"], "model=vaee does not exist; did you mean vae?; allowed: autoencoder, "),
+        (["train", "dta=mnist"], "dta is not a key of the config; did you mean data?"),
+        (["train", "seeed=2"], "seeed is not a key of the config; did you mean seed?"),
+        (["train", "model.latent_dimm=3"], "model.latent_dimm is not a key of the config; did you mean model.latent_dim?"),
+        (["train", "-m", "model=vae,dcgann"], "model=dcgann does not exist; did you mean dcgan?"),
+        (["train", "data=image_folder"], "data.path must be given: data.path=..."),
+        (["evaluate"], "run must be given: run=..."),
+        (["sample", "run=/no/such/run"], "run=/no/such/run does not exist; give the directory of a run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_ends_at_once_before_torch_is_imported(arguments, sentence):
+    said = _quick(*arguments)
+    assert said.code == 1
+    assert said.text.startswith(f"error: {sentence}")
+    assert said.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample"])
+def test_help_comes_at_once(command):
+    said = _quick(command, "--help")
+    assert said.code == 0
+    assert "== Config ==" in said.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("data=digit", "data=digit does not exist; did you mean digits?"),
+        ("likelihood=bernouli", "likelihood=bernouli does not exist; did you mean bernoulli?"),
+        ("network@encoder=mpl", "network=mpl does not exist; did you mean mlp?"),
+        ("model=gan optim@optim.generator=adm", "optim=adm does not exist; did you mean adam?"),
+        ("metric=[fd,css]", "metric=css does not exist; did you mean cs?"),
+        ("model=null", "model=None does not exist"),
+        ("trainr.max_epochs=3", "trainr.max_epochs is not a key of the config; did you mean trainer.max_epochs?"),
+        ("trainer.max_epoch=3", "trainer.max_epoch is not a key of the config; did you mean trainer.max_epochs?"),
+        ("model=gan training.ncritic=2", "training.ncritic is not a key of the config; did you mean training.n_critic?"),
+        ("model=gan optim.lr=1", "optim.lr is not a key of the config; did you mean optim.generator.lr?"),
+        ("encoder.hiden=[3]", "encoder.hiden is not a key of the config; did you mean encoder.hidden?"),
+        ("-m optim.lrr=1,2", "optim.lrr is not a key of the config; did you mean optim.lr?"),
+        ("-m model=vae,gan data=digits,digts", "data=digts does not exist; did you mean digits?"),
+        ("-m model=vae,gan optim.lr=1e-3", "optim.lr is not a key of the config"),
+        ("-m model=glob(*) optim.lrr=1", "optim.lrr is not a key of the config"),
+        ("-m hydra.job.num=0,1 model=vae,dcgann", "model=dcgann does not exist"),
+        ("seed=[1", "no viable alternative at input '[1'"),
+    ],
+)
+def test_mistake_is_named_with_the_nearest_valid_name(tmp_path, overrides, sentence):
+    said = call("train", *overrides.split(), f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert said.code == 1
+    assert said.text.startswith(f"error: {sentence}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+def test_unknown_option_of_any_group_is_refused(tmp_path, group):
+    said = call("train", f"{group}=no_such_option", f"hydra.run.dir={tmp_path}/run")
+    assert said.code == 1
+    assert said.text.startswith(f"error: {group}=no_such_option does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_directory_that_is_no_run_is_refused_and_left_alone(tmp_path, command):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    said = call(command, f"run={tmp_path}")
+    assert said.code == 1
+    assert said.text.startswith(f"error: run={tmp_path} is not a run directory (it has no status.json)")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+# --- what a config may build -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.run",
+        "hydra.utils.instantiate",
+        "torch.load",
+        "torch.hub.load",
+        "src.runs.os.system",  # another package's, through ours
+        "src.runs.subprocess.run",
+        "src.build.instantiate",
+        "torch.nn.functional.torch.load",
+        "torch.optim.optimizer.torch.load",
+        "lightning.pytorch.loggers.tensorboard.os.system",
+        "lightning.pytorch.LightningModule.load_from_checkpoint",  # unpickles
+        "lightning.pytorch.core.saving._load_from_checkpoint",
+        "src.runs._git",  # git -c alias.x=!command x
+        "src.runs.Run.create",
+        "src.runs",
+        "torch.nn",
+    ],
+)
+@pytest.mark.parametrize("nest", [lambda node: node, lambda node: {"a": [{"b": node}]}], ids=["top", "nested"])
+def test_only_own_parts_and_those_of_torch_are_built(target, nest):
+    with pytest.raises(UserError, match=re.escape(f"_target_={target} may not be built; a config may name")):
+        build(nest({"_target_": target, "_args_": ["touch pwned"]}))
+
+
+def test_refusal_comes_before_anything_is_built():
+    nodes = {"first": {"_target_": f"{__name__}.never"}, "second": {"_target_": "os.system", "_args_": ["true"]}}
+    with pytest.raises(UserError, match="may not be built"):
+        build(nodes)
+
+
+def never() -> None:
+    raise AssertionError("it was called")
+
+
+@pytest.mark.parametrize("target", ["src.models.vae.VEA", "src.models.vea.VAE", "torch.nn.Liner", "src.models.vae..VAE"])
+def test_target_that_does_not_exist_is_named(target):
+    with pytest.raises(UserError, match=f"_target_={re.escape(target)} does not exist"):
+        build({"_target_": target})
+
+
+@pytest.mark.parametrize(
+    ("node", "word"),
+    [
+        ({"_target_": "torch.nn.LeakyReLU", "slope": 0.1}, "slope"),
+        ({"_target_": "src.networks.mlp.MLP", "hidden": [3]}, "in_shape"),
+        ({"a": {"_target_": "src.data.digits.digits", "cash": "x", "values": "discrete"}}, "cash"),
+    ],
+)
+def test_wrong_arguments_are_explained_in_one_sentence(node, word):
+    with pytest.raises(UserError, match=word) as caught:
+        build(node)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_argument_of_a_part_is_named_with_the_model_before_it_is_built():
+    config = compose_config("model=vae", "+encoder.depth=3")
+    with pytest.raises(UserError, match=r"model=vae .*encoder\.depth is not an argument of .*MLP; allowed: .*hidden"):
+        build_model(config.model, image_spec((1, 8, 8), "discrete"), "vae")
+
+
+def test_wrong_argument_of_what_is_called_later_is_named_at_once():
+    with pytest.raises(UserError, match=r"momentum is not an argument of torch\.optim\.Adam; allowed: .*betas"):
+        build(compose_config("model=vae", "+optim.momentum=0.9").optim)
+
+
+def test_node_without_a_target_is_a_dict_of_what_it_holds():
+    built = build({"lr": 0.1, "activation": {"_target_": "torch.nn.ReLU"}, "betas": [0.5, 0.9]})
+    assert built["lr"] == 0.1
+    assert type(built["activation"]).__name__ == "ReLU"
+    assert type(built["betas"]) is list

@@ -1,0 +1,104 @@
+"""FID and the inception score: their answers without weights, what weights they refuse, and one pass with random ones."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from src.core.errors import NotApplicable
+from tests.measuring import byte_images, image_set, make_inputs, make_metric
+
+pytestmark = pytest.mark.filterwarnings("ignore:Metric `InceptionScore`")
+
+INCEPTION = ["fid", "inception_score"]
+
+
+@pytest.mark.parametrize("name", INCEPTION)
+def test_inception_metrics_without_weights_name_the_option_that_gives_them(name):
+    inputs = make_inputs(generated=image_set(byte_images(24)))
+    with pytest.raises(NotApplicable, match=rf"metric\.{name}\.weights=FILE, or metric\.{name}\.download=true"):
+        make_metric(name).measure(inputs)
+
+
+@pytest.mark.parametrize("name", INCEPTION)
+def test_inception_metrics_name_a_file_that_is_not_there(name, tmp_path):
+    inputs = make_inputs(generated=image_set(byte_images(24)))
+    with pytest.raises(NotApplicable, match=rf"metric\.{name}\.weights=.*nowhere\.pth is not a file"):
+        make_metric(name, weights=str(tmp_path / "nowhere.pth")).measure(inputs)
+
+
+class MakesFolder:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self._folder),)
+
+
+@pytest.mark.parametrize("name", INCEPTION)
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda thing, file: file.write_bytes(pickle.dumps(thing, protocol=2))], ids=["torch", "pickle"]
+)
+def test_weights_that_would_run_code_are_refused_unread(name, save, tmp_path):
+    weights, trace = tmp_path / "weights.pth", tmp_path / "was_here"
+    save({"fc.bias": MakesFolder(trace)}, weights)
+    with pytest.raises(NotApplicable, match="the Inception weights cannot be loaded"):
+        make_metric(name, weights=str(weights)).measure(make_inputs(generated=image_set(byte_images(24))))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", INCEPTION)
+def test_weights_of_another_network_are_refused(name, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(nn.Linear(2, 2).state_dict(), weights)
+    with pytest.raises(NotApplicable, match="the Inception weights cannot be loaded"):
+        make_metric(name, weights=str(weights)).measure(make_inputs(generated=image_set(byte_images(24))))
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the file format of the Inception network."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = fidelity.FeatureExtractorInceptionV3("random", ["2048"])
+    file = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), file)
+    return file
+
+
+@pytest.mark.slow
+def test_fid_of_equal_sets_is_near_zero_and_of_others_is_not(inception_weights):
+    images = byte_images(24)
+    anchors = {"dark": image_set(images // 4)}
+    inputs = make_inputs(generated=image_set(images), reference=image_set(images.flip(0)), anchors=anchors)
+    measured = make_metric("fid", weights=str(inception_weights)).measure(inputs)
+    assert abs(measured.value) < 1e-3 * measured.anchors["dark"]
+    assert measured.card["num_samples"] == measured.card["num_reference"] == 24
+
+
+@pytest.mark.slow
+def test_inception_score_repeats_and_leaves_the_global_generator_alone(inception_weights):
+    inputs = make_inputs(generated=image_set(byte_images(24)))
+    metric = make_metric("inception_score", weights=str(inception_weights))
+    before = torch.get_rng_state()
+    first = metric.measure(inputs).value
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert metric.measure(inputs).value == first
+    assert 1 <= first <= 24 / 10 + 1
+
+
+@pytest.mark.slow
+def test_inception_score_of_fewer_samples_than_splits_has_no_value(inception_weights):
+    inputs = make_inputs(generated=image_set(byte_images(9)))
+    with pytest.raises(NotApplicable, match="at least 10 samples"):
+        make_metric("inception_score", weights=str(inception_weights)).measure(inputs)

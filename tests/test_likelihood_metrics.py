@@ -1,0 +1,125 @@
+"""Likelihoods, bounds and errors on the test set, of models whose exact values are known."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from src.core.batch import Batch
+from src.core.errors import NotApplicable
+from src.core.rng import Noise, SampleNoise
+from src.core.spec import CONTINUOUS, DISCRETE
+from src.metrics.likelihood import Bound, BoundBitsPerDim, LogLikelihood, TestLoss
+from src.metrics.reconstruction import ReconstructionError
+from src.models.vae import VAE, StandardNormalPrior
+from src.networks.mlp import MLP
+from src.objectives.likelihoods import BernoulliOnGrey
+from tests.examples import image_spec
+from tests.measuring import SHAPE, make_inputs
+
+
+def random_images(n: int) -> Tensor:
+    return SampleNoise(0).normal((n, *SHAPE), torch.zeros((), dtype=torch.float64))
+
+
+class Scores(nn.Module):
+    """Says that the log likelihood of an example is its first pixel."""
+
+    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return x[:, 0, 0, 0]
+
+
+class NoisyBound(nn.Module):
+    """A bound of its first pixel plus noise."""
+
+    def log_prob_bound(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        return x[:, 0, 0, 0] + generator.normal((len(x),), like=x)
+
+    def loss(self, batch: Batch, *, generator: Noise | None = None) -> dict[str, Tensor]:
+        return {"loss": -self.log_prob_bound(batch.x, generator=generator)}
+
+
+class UniformBits(nn.Module):
+    """The uniform distribution of 8-bit pixels."""
+
+    def log_prob_bound(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        return x.new_full((len(x),), -x[0].numel() * math.log(256))
+
+
+def test_log_likelihood_is_the_mean_over_the_test_set_with_its_interval():
+    x = random_images(25)
+    measured = LogLikelihood().measure(make_inputs(Scores(), x=x))
+    expected = x[:, 0, 0, 0].numpy()
+    margin = 1.96 * stats.sem(expected)
+    assert measured.value == pytest.approx(expected.mean())
+    assert measured.interval == pytest.approx((expected.mean() - margin, expected.mean() + margin))
+    assert measured.unit == "nats"
+    assert {"split": "test", "num_examples": 25, "values": DISCRETE}.items() <= measured.card.items()
+
+
+@pytest.mark.parametrize("metric", [Bound(), BoundBitsPerDim(), TestLoss()], ids=lambda m: type(m).__name__)
+def test_bounds_depend_on_the_seed_but_not_on_the_batch_size(metric):
+    x = random_images(25)
+    measure = partial(make_inputs, NoisyBound(), x=x)
+    first = metric.measure(measure(batch_size=4)).value
+    assert metric.measure(measure(batch_size=25)).value == pytest.approx(first, rel=1e-12)
+    assert metric.measure(measure(seed=1)).value != pytest.approx(first, rel=1e-6)
+
+
+def test_bound_and_loss_are_what_the_model_says_at_the_seed():
+    x = random_images(25)
+    expected = float((x[:, 0, 0, 0] + SampleNoise(7).normal((25,), x)).mean())
+    inputs = make_inputs(NoisyBound(), x=x, seed=7)
+    assert Bound().measure(inputs).value == pytest.approx(expected)
+    assert TestLoss().measure(inputs).value == pytest.approx(-expected)
+
+
+def test_uniform_model_of_bytes_has_8_bits_per_dimension():
+    measured = BoundBitsPerDim().measure(make_inputs(UniformBits()))
+    assert measured.value == pytest.approx(8, rel=1e-6)
+    assert measured.unit == "bits/dim"
+
+
+def test_bits_per_dimension_are_of_discrete_values_only():
+    with pytest.raises(NotApplicable, match="data=made_up gives continuous values"):
+        BoundBitsPerDim().measure(make_inputs(UniformBits(), values=CONTINUOUS))
+
+
+def test_exact_values_and_bounds_are_different_metrics():
+    with pytest.raises(NotApplicable, match="fake has no CanBound"):
+        Bound().measure(make_inputs(Scores()))
+    with pytest.raises(NotApplicable, match="fake has no CanScore"):
+        LogLikelihood().measure(make_inputs(NoisyBound()))
+
+
+def test_bound_has_no_value_where_the_loss_is_no_likelihood():
+    network = partial(MLP, hidden=[4], activation=nn.ReLU())
+    spec = image_spec(SHAPE, DISCRETE)
+    vae = VAE(spec, network, network, likelihood=BernoulliOnGrey, prior=StandardNormalPrior, latent_dim=2)
+    with pytest.raises(NotApplicable, match="BernoulliOnGrey is a training loss"):
+        Bound().measure(make_inputs(vae))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_likelihood_that_is_not_finite_somewhere_has_no_mean(bad):
+    x = random_images(25)
+    x[3, 0, 0, 0] = bad
+    with pytest.raises(NotApplicable, match="1 of 25 test examples have no finite value"):
+        LogLikelihood().measure(make_inputs(Scores(), x=x))
+
+
+def test_interval_of_a_single_example_is_unknown():
+    assert LogLikelihood().measure(make_inputs(Scores(), x=random_images(1))).interval is None
+
+
+def test_reconstruction_error_is_the_mean_square_of_one_value():
+    class OffByHalf(nn.Module):
+        def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+            return x + 0.5
+
+    measured = ReconstructionError().measure(make_inputs(OffByHalf(), x=random_images(25)))
+    assert measured.value == pytest.approx(0.25)
+    assert measured.card["num_examples"] == 25
