@@ -10,15 +10,28 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["QUICK", "Said", "call", "run_cli"]
+from src.runs import Run
+
+__all__ = ["QUICK", "ROOT", "Said", "Trained", "call", "run_cli", "train"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
 QUICK = (  # what makes a run short, whatever it trains
     "trainer.accelerator=cpu",
+    "trainer.max_steps=40",
+    "trainer.val_every_n_epochs=1",
+    "training.log_every_n_steps=1",
+    "callback.pictures.num_samples=8",
     "evaluation.num_samples=60",
     "evaluation.batch_size=50",
     "evaluation.classifier.num_steps=20",
+)
+
+SMALL_DCGAN = (
+    "generator.width=16",
+    "discriminator.width=16",
+    "optim.generator.lr=1e-3",
+    "optim.discriminator.lr=1e-3",
 )
 
 
@@ -28,6 +41,22 @@ class Said:
 
     code: int
     text: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    run: Run
+    said: Said
+
+
+def train(directory: Path, cache: Path, *overrides: str) -> Trained:
+    """A short training on digits that must succeed."""
+    smaller = SMALL_DCGAN if {"model=cgan", "model=dcgan"} & set(overrides) else ()
+    said = call("train", *QUICK, *smaller, f"hydra.run.dir={directory}", f"data.cache={cache}", *overrides)
+    assert said.code == 0, said.text
+    return Trained(Run.open(directory), said)
 
 
 def call(command: str, *arguments: str) -> Said:

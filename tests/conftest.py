@@ -1,10 +1,15 @@
 """Fixtures that several test files use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.commands import Trained, train
+
+torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other cost more than they help
 
 
 @pytest.fixture
@@ -26,3 +31,14 @@ def same_weights() -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for prepared data and classifiers, so that each of them is made once for all tests."""
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="session")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """`trained("vae")`: a short real training of a model on digits, done once. Look at it, leave it as it is."""
+
+    @lru_cache
+    def of(model: str) -> Trained:
+        return train(tmp_path_factory.mktemp("runs") / model, cache, f"model={model}")
+
+    return of

@@ -104,6 +104,7 @@ class DataSpec:
     def to_units(self, levels: Tensor) -> Tensor:
         """Integer levels 0 .. levels-1 to float32 data units, linearly onto [low, high]. Same shape."""
         assert self.values.levels is not None
+        assert not levels.is_floating_point()
         step = (self.values.high - self.values.low) / (self.values.levels - 1)
         return levels.float().mul_(step).add_(self.values.low)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from src.core.errors import NotApplicable
 from src.core.protocols import CanSample
-from src.core.rng import SampleNoise, hash_bits
+from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.metrics.features import Extractor, ImageSet
@@ -47,10 +47,16 @@ def evaluate(
     model.eval()
     untrained.eval().to(device)
     is_image = data.spec.modality == "image"
-    generated = _generated(model, model_name, data.spec, num_samples, batch_size, seed) if is_image else _NO_IMAGES
-    anchors = {"held_out": _split_images(data, "test", num_samples), "noise": _noise(data.spec, num_samples, batch_size)}
+    labels = _data_classes(data, num_samples, seed)
+    condition = None if labels is None else labels.to(device)
+    draw = (data.spec, condition, num_samples, batch_size, seed)
+    generated = _generated(model, model_name, *draw) if is_image else _NO_IMAGES
+    anchors = {
+        "held_out": _split_images(data, "test", num_samples),
+        "noise": _noise(data.spec, labels, num_samples, batch_size),
+    }
     if isinstance(generated, ImageSet):
-        before = _generated(untrained, model_name, data.spec, num_samples, batch_size, seed)
+        before = _generated(untrained, model_name, *draw)
         anchors |= {"untrained": before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
@@ -89,13 +95,18 @@ _NO_IMAGES = NotApplicable("only images are measured on features so far")
 
 
 def _generated(
-    model: nn.Module, model_name: str, spec: DataSpec, num_samples: int, batch_size: int, seed: int
+    model: nn.Module,
+    model_name: str,
+    spec: DataSpec,
+    condition: Tensor | None,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
 ) -> ImageSet | NotApplicable:
     """The model's samples as images, drawn once and kept as bytes."""
     if not isinstance(model, CanSample):
         return NotApplicable(f"{model_name} has no {CanSample.__name__}")
-    device = next(model.parameters()).device
-    condition = spread_classes(spec, num_samples, device) if model.is_conditional else None
+    condition = condition if model.is_conditional else None
     images, start = [], 0
     for x in draw_samples(model, num_samples, batch_size, seed, condition):
         if not x.isfinite().all():
@@ -122,11 +133,19 @@ def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
     return ImageSet(batches)
 
 
-def _noise(spec: DataSpec, num_samples: int, batch_size: int) -> ImageSet:
-    """Images of independent uniform bytes, with labels that take turns."""
+def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None:
+    """Class labels `(num_samples,)` as frequent as in the training data; None without labels."""
+    y = data.arrays.splits["train"].y
+    if y is None:
+        return None
+    place = hash_bits(derive_seed(seed, 1), torch.arange(num_samples), 1).squeeze(1) % len(y)
+    return torch.from_numpy(y)[place]
+
+
+def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: int) -> ImageSet:
+    """Images of independent uniform bytes."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
-        labels = spread_classes(spec, num_samples, torch.device("cpu")) if spec.num_classes else None
         for index in torch.arange(num_samples).split(batch_size):
             count = (spec.num_dims + 7) // 8
             images = hash_bits(0, index, count).view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)

@@ -9,7 +9,7 @@ References:
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from src.metrics.metric import Inputs, Measurement, Metric
 __all__ = ["FID", "InceptionScore"]
 
 _FEATURE_DIM = 2048
+_BATCH_SIZE = 64
 
 
 class _InceptionMetric(Metric):
@@ -42,7 +43,7 @@ class _InceptionMetric(Metric):
         self._weights = weights
         self._download = download
 
-    def _network(self, layer: str) -> "_Inception":
+    def _network(self, layer: str, inputs: Inputs) -> "_Inception":
         if self._weights is None and not self._download:
             raise NotApplicable(
                 f"no Inception weights: give metric.{self._name}.weights=FILE, or metric.{self._name}.download=true"
@@ -50,7 +51,7 @@ class _InceptionMetric(Metric):
         if self._weights is not None and not Path(self._weights).is_file():
             raise NotApplicable(f"metric.{self._name}.weights={self._weights} is not a file")
         try:
-            return _load(self._weights, layer)
+            return _load(self._weights, layer).to(next(inputs.model.parameters()).device)
         except Exception as error:  # network, file and format errors of many kinds: all mean "no weights"
             raise NotApplicable(f"the Inception weights cannot be loaded ({type(error).__name__}: {error})") from error
 
@@ -70,19 +71,21 @@ class FID(_InceptionMetric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         generated = inputs.need_generated()
-        network = self._network("2048")
-        value, num_samples, num_reference = self._distance(network, generated, inputs.reference)
-        anchors = {name: self._distance(network, images, inputs.reference)[0] for name, images in inputs.anchors.items()}
+        network = self._network("2048", inputs)
+        metric = FrechetInceptionDistance(feature=network, reset_real_features=False).to(network.device)
+        num_reference = _feed(inputs.reference, lambda x: metric.update(x, real=True), network.device)
+
+        def distance(images: ImageSet) -> tuple[float, int]:
+            metric.reset()
+            num_samples = _feed(images, lambda x: metric.update(x, real=False), network.device)
+            if min(num_samples, num_reference) < 2:
+                raise NotApplicable("FID needs at least two samples on each side")
+            return float(metric.compute()), num_samples
+
+        value, num_samples = distance(generated)
+        anchors = {name: distance(images)[0] for name, images in inputs.anchors.items()}
         card = self._card(network, num_samples=num_samples, num_reference=num_reference, reference_split="train")
         return Measurement(value, "1", card, anchors=anchors)
-
-    def _distance(self, network: "_Inception", images: ImageSet, reference: ImageSet) -> tuple[float, int, int]:
-        metric = FrechetInceptionDistance(feature=network)
-        num_reference = _feed(reference, lambda x: metric.update(x, real=True))
-        num_samples = _feed(images, lambda x: metric.update(x, real=False))
-        if min(num_samples, num_reference) < 2:
-            raise NotApplicable("FID needs at least two samples on each side")
-        return float(metric.compute()), num_samples, num_reference
 
 
 class InceptionScore(_InceptionMetric):
@@ -92,14 +95,14 @@ class InceptionScore(_InceptionMetric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         generated = inputs.need_generated()
-        network = self._network("logits_unbiased")
+        network = self._network("logits_unbiased", inputs)
         value, num_samples = self._score(network, generated)
         anchors = {name: self._score(network, images)[0] for name, images in inputs.anchors.items()}
         return Measurement(value, "1", self._card(network, num_samples=num_samples, splits=10), anchors=anchors)
 
     def _score(self, network: "_Inception", images: ImageSet) -> tuple[float, int]:
-        metric = TorchmetricsInceptionScore(feature=network, splits=10)
-        num_samples = _feed(images, metric.update)
+        metric = TorchmetricsInceptionScore(feature=network, splits=10).to(network.device)
+        num_samples = _feed(images, metric.update, network.device)
         if num_samples < 10:
             raise NotApplicable(f"the inception score needs at least 10 samples for its 10 splits, not {num_samples}")
         with torch.random.fork_rng():  # torchmetrics shuffles by the global generator
@@ -117,6 +120,10 @@ class _Inception(nn.Module):
         self.layer = layer
         self.sha256 = sha256
         self._network = network.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._network.parameters()).device
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -136,19 +143,14 @@ def _load(weights: str | None, layer: str) -> _Inception:
     return _Inception(network, layer, _file_sha256(weights))
 
 
-def _feed(images: ImageSet, update: Any) -> int:
-    """Send all images through `update`; returns how many they were."""
+def _feed(images: ImageSet, update: Callable[[Tensor], None], device: torch.device) -> int:
+    """Send all images through `update`, few at a time since 299x299 pixels want memory; returns how many they were."""
     count = 0
-    for batch, _ in _small_batches(images):
-        update(batch)
+    for batch, _ in images.batches():
+        for part in batch.split(_BATCH_SIZE):
+            update(part.to(device))
         count += len(batch)
     return count
-
-
-def _small_batches(images: ImageSet, size: int = 64) -> Iterable[tuple[Tensor, None]]:
-    for batch, _ in images.batches():
-        for part in batch.split(size):  # Inception on 299x299 pixels wants memory
-            yield part, None
 
 
 def _file_sha256(weights: str | None) -> str:

@@ -33,7 +33,6 @@ from src.core.rng import StreamNoise
 from src.core.spec import DataSpec
 from src.data.arrays import ImageArrays, Split, image_values
 from src.data.loading import ArrayData
-from src.training.callbacks.progress import EpochProgress
 from src.training.fit import make_trainer, make_training_module
 from tests.configs import compose_config
 
@@ -61,7 +60,7 @@ def main() -> None:
 
 def _step_ratio(name: str, num_turns: int) -> tuple[float, float, float]:
     """Milliseconds of a step by the framework and by the bare loop, and the median of the ratios turn by turn."""
-    config = compose_config(f"model={name}", "data=mnist", "callback.progress.redraws_per_second=4")
+    config = compose_config(f"model={name}", "data=mnist")
     data = ArrayData(_random_images(6400), seed=0, **build(config.loader))
     turns = _Turns(TURN[name], _bare_step(config, data), num_turns)
     _fit(config, data, [turns])
@@ -174,7 +173,7 @@ def _fit(config: DictConfig, data: ArrayData, callbacks: list[L.Callback], max_e
     model = build_model(config.model, data.spec, "framework")
     module = make_training_module(model, build(config.optim), build(config.training), seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        bar = EpochProgress(Console(force_terminal=True, file=io.StringIO()), redraws_per_second=4)
+        bar = build(config.callback.progress)(console=Console(force_terminal=True, file=io.StringIO()))
         logger = TensorBoardLogger(folder)
         trainer_config = build(config.trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "limit_val_batches": 0}
         trainer = make_trainer(Path(folder), [bar, *callbacks], [logger], **trainer_config)

@@ -1,0 +1,392 @@
+"""One short training of every model: it learns, and its directory holds what it promises."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch import Tensor, nn
+
+from src.core.protocols import Adversarial, CanEncode, CanReconstruct, CanSample, Trainable
+from src.core.spec import DataSpec
+from src.data.loading import ArrayData
+from src.evaluation.protocol import draw_samples, spread_classes
+from src.experiment import load_data, load_model, load_trained_model
+from src.runs import Run
+from tests.commands import Trained, call, run_cli, train
+from tests.configs import options, target
+
+NUM_STEPS = 40  # of 128 examples, ten to an epoch
+MODELS = options("model")
+SAMPLERS = [name for name in MODELS if hasattr(target("model", name), "sample")]
+TRAINABLES = [name for name in MODELS if hasattr(target("model", name), "loss")]
+
+
+@pytest.fixture(params=MODELS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def this(name, trained) -> Trained:
+    """The finished training of one model."""
+    return trained(name)
+
+
+@pytest.fixture
+def run(this) -> Run:
+    return this.run
+
+
+@pytest.fixture
+def data(run) -> ArrayData:
+    return load_data(run.config())
+
+
+@pytest.fixture
+def model(run, data) -> nn.Module:
+    """With the weights that evaluation measures."""
+    return load_trained_model(run, run.config(), data.spec, "auto")[0]
+
+
+@pytest.fixture
+def untrained(run, data) -> nn.Module:
+    return load_model(run.config(), data.spec).eval()
+
+
+@pytest.fixture
+def board(run) -> EventAccumulator:
+    """What TensorBoard reads from the run."""
+    return EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def _curve(board: EventAccumulator, tag: str) -> dict[int, float]:
+    """Value by step."""
+    return {event.step: event.value for event in board.Scalars(tag)}
+
+
+def _results(run: Run) -> dict[str, Any]:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((run.path / "results.json").read_text(), parse_constant=refuse)
+
+
+def _values(run: Run) -> dict[str, float]:
+    return {metric: entry["value"] for metric, entry in _results(run)["metrics"].items() if "value" in entry}
+
+
+# --- it learns -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+def test_losses_fall(board):
+    train, val = (list(_curve(board, f"{split}/loss").values()) for split in ("train", "val"))
+    assert sum(train[-5:]) < 0.9 * sum(train[:5])
+    assert val == sorted(val, reverse=True)
+    assert val[-1] < 0.9 * train[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_come_nearer_to_the_data(model, untrained, data):
+    real = data.spec.to_units(torch.from_numpy(data.arrays.splits["train"].x[:].copy()))
+
+    def distance(some: nn.Module) -> float:
+        return float((_draw(some, data.spec, 200).mean(0) - real.mean(0)).norm())
+
+    assert distance(model) < 0.8 * distance(untrained)
+
+
+def _draw(model: nn.Module, spec: DataSpec, count: int) -> Tensor:
+    condition = spread_classes(spec, count, torch.device("cpu")) if model.is_conditional else None
+    return torch.cat(list(draw_samples(model, count, 100, 0, condition)))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_come_nearer_by_the_reported_metric(run):
+    fd = _results(run)["metrics"]["fd"]
+    assert fd["value"] < fd["anchors"]["untrained"]
+    assert fd["anchors"]["held_out"] < fd["value"]
+
+
+def test_every_weight_of_every_network_moves(run, untrained):
+    state = torch.load(run.checkpoint("last"), weights_only=True)["state_dict"]
+    initial = dict(untrained.named_parameters())
+    still = [name for name, before in initial.items() if torch.equal(state[f"model.{name}"], before)]
+    assert still == []
+
+
+def test_all_logged_numbers_are_finite(board):
+    values = {tag: list(_curve(board, tag).values()) for tag in board.Tags()["scalars"]}
+    assert [tag for tag, some in values.items() if not all(math.isfinite(value) for value in some)] == []
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def test_status_is_done(run):
+    assert run.status()["status"] == "done"
+    assert "reason" not in run.status()
+
+
+def test_config_is_resolved_and_plain(run, name):
+    text = (run.path / "config.yaml").read_text()
+    assert "${" not in text
+    config = yaml.safe_load(text)
+    assert config["name"] == {"model": name, "data": "digits"}
+    assert set(_types(config)) <= {str, int, float, bool, type(None)}
+
+
+def test_checkpoints_hold_tensors_and_plain_types_only(run, model):
+    names = {file.name for file in run.checkpoints.iterdir()}
+    assert names == ({"last.ckpt", "best.ckpt"} if isinstance(model, Trainable) else {"last.ckpt"})
+    for name in names:
+        checkpoint = torch.load(run.checkpoints / name, weights_only=True)
+        assert set(_types(checkpoint)) <= {str, int, float, bool, type(None), Tensor}
+
+
+def _types(node: Any) -> Iterator[type]:
+    if isinstance(node, dict):
+        node = [*node.keys(), *node.values()]
+    if isinstance(node, (list, tuple)):
+        for part in node:
+            yield from _types(part)
+    else:
+        yield type(node)
+
+
+def test_checkpoint_counts_batches_once(run):
+    progress = torch.load(run.checkpoint("last"), weights_only=True)["progress"]
+    assert progress == {"step": NUM_STEPS, "examples_seen": 128 * NUM_STEPS}
+
+
+def test_environment_is_written_down(run):
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert {"git_commit", "git_diff", "packages", "device", "seed", "command"} <= set(environment)
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert (environment["seed"], environment["device"]) == (0, "cpu")
+
+
+def test_log_holds_what_the_console_said(this):
+    log = (this.run.path / "log.txt").read_text()
+    missing = [line for line in this.said.text.splitlines() if line.strip() and line.strip() not in log]
+    assert missing == []
+    assert "done: the run lies in" in log
+
+
+def test_every_metric_has_a_value_with_a_card_or_a_reason(run):
+    results = _results(run)
+    assert results["schema"] == 1
+    assert sorted(results["metrics"]) == options("metric")
+    for entry in results["metrics"].values():
+        if "not_applicable" in entry:
+            assert list(entry) == ["not_applicable"]
+            assert entry["not_applicable"]
+        else:
+            assert {"value", "interval", "unit", "card"} <= set(entry)
+            assert math.isfinite(entry["value"])
+            assert entry["interval"] is None or entry["interval"][0] <= entry["value"] <= entry["interval"][1]
+            assert entry["unit"]
+
+
+def test_cards_say_what_was_measured(run, model):
+    cards = {metric: entry["card"] for metric, entry in _results(run)["metrics"].items() if "card" in entry}
+    assert cards
+    for card in cards.values():
+        assert card["weights"] == ("averaged" if isinstance(model, Adversarial) else "raw")
+        assert {"checkpoint", "step", "seed", "data"} <= set(card)
+        assert {"split", "num_examples"} <= set(card) or {"reference_split", "num_samples"} <= set(card)
+        assert ("extractor" in card) == ("extractor_sha256" in card) == ("num_samples" in card)
+
+
+def test_what_a_model_cannot_do_is_said_with_its_name(run, name, model):
+    reasons = {metric: entry.get("not_applicable") for metric, entry in _results(run)["metrics"].items()}
+    assert reasons["log_likelihood"] == f"{name} has no CanScore"
+    assert reasons["fd"] == (None if isinstance(model, CanSample) else f"{name} has no CanSample")
+    assert reasons["test_loss"] == (None if isinstance(model, Trainable) else f"{name} has no Trainable")
+    assert "metric.fid.weights=FILE" in reasons["fid"] or not isinstance(model, CanSample)
+
+
+def test_pictures_show_what_the_model_can_do(run, model):
+    kinds = {file.name.split("_")[0] for file in run.samples.glob("*.png")}
+    capabilities = {"samples": CanSample, "reconstructions": CanReconstruct, "interpolations": CanEncode}
+    assert kinds == {kind for kind, capability in capabilities.items() if isinstance(model, capability)}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_early_samples_are_spaced_by_powers_of_two(run):
+    steps = sorted(int(file.stem.split("_")[-1]) for file in run.samples.glob("samples_step_*.png"))
+    assert steps == [1, 2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_pictures_have_contrast_and_change_as_the_model_learns(run):
+    first, last = (np.asarray(Image.open(run.samples / f"samples_epoch_{epoch:04d}.png")) for epoch in (1, 4))
+    assert first.std() > 1
+    assert not np.array_equal(first, last)
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_curves_have_the_same_names_in_every_model(board, model):
+    tags = set(board.Tags()["scalars"])
+    losses = ["loss"] if isinstance(model, Trainable) else ["generator_loss", "discriminator_loss"]
+    assert {f"{split}/{loss}" for split in ("train", "train_epoch", "val") for loss in losses} <= tags
+    assert {"progress/examples_per_second", "progress/examples_seen", "progress/epoch"} <= tags
+
+
+def test_steps_of_all_curves_are_batches(board, model):
+    loss = "loss" if isinstance(model, Trainable) else "generator_loss"
+    assert list(_curve(board, f"train/{loss}")) == list(range(1, NUM_STEPS + 1))
+    assert list(_curve(board, f"val/{loss}")) == [10, 20, 30, 40]
+    assert max(step for tag in board.Tags()["scalars"] for step in _curve(board, tag)) == NUM_STEPS
+    assert _curve(board, "progress/examples_seen")[NUM_STEPS] == 128 * NUM_STEPS
+
+
+def test_pictures_are_in_tensorboard_at_their_steps(board, model):
+    capabilities = {"samples": CanSample, "reconstructions": CanReconstruct, "interpolations": CanEncode}
+    expected = {tag for tag, capability in capabilities.items() if isinstance(model, capability)}
+    assert set(board.Tags()["images"]) == expected
+    assert all(max(image.step for image in board.Images(tag)) == NUM_STEPS for tag in expected)
+
+
+def test_custom_scalars_page_shows_curves_that_exist(board):
+    content = board.PluginTagToContent("custom_scalars")
+    layout = layout_pb2.Layout.FromString(board.Tensors(next(iter(content)))[0].tensor_proto.string_val[0])
+    shown = {tag for page in layout.category for chart in page.chart for tag in chart.multiline.tag}
+    assert len(shown) > 2
+    assert shown <= set(board.Tags()["scalars"])
+
+
+def test_hparams_page_lists_the_final_metrics_beside_the_settings(board, run, name):
+    content = board.PluginTagToContent("hparams")
+    start = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert start.hparams["name.model"].string_value == name
+    assert start.hparams["loader.batch_size"].number_value == 128
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert metrics == {f"final/{metric}" for metric in _values(run)}
+    for metric, value in _values(run).items():
+        assert _curve(board, f"final/{metric}") == {NUM_STEPS: pytest.approx(value, rel=1e-6)}
+
+
+# --- evaluating and sampling a finished run --------------------------------------------------------------------------
+
+
+def test_evaluating_again_gives_the_same_results(run):
+    before = (run.path / "results.json").read_bytes()
+    (run.path / "results.json").unlink()
+    said = call("evaluate", f"run={run.path}")
+    assert said.code == 0, said.text
+    assert (run.path / "results.json").read_bytes() == before
+
+
+def _sample(run: Run, out: Path, *arguments: str) -> dict[str, np.ndarray]:
+    """The pictures that `python -m src.sample` writes, by name."""
+    said = call("sample", f"run={run.path}", f"out={out}", *arguments)
+    assert said.code == 0, said.text
+    return {file.name: np.asarray(Image.open(file)).astype(int) for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_writes_pictures_that_depend_on_the_seed_alone(run, tmp_path):
+    pictures = _sample(run, tmp_path / "first", "n=11", "seed=3")
+    assert sorted(pictures) == [*(f"{i:02d}.png" for i in range(11)), "grid.png"]
+    again = _sample(run, tmp_path / "again", "n=11", "seed=3")
+    assert all((pictures[name] == again[name]).all() for name in pictures)
+    in_parts = _sample(run, tmp_path / "in_parts", "n=11", "seed=3", "batch_size=4")
+    assert all(abs(pictures[name] - in_parts[name]).max() <= 1 for name in pictures)
+    other = _sample(run, tmp_path / "other", "n=11", "seed=4")
+    assert all((pictures[name] != other[name]).any() for name in pictures)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_are_those_of_the_model(run, model, data, tmp_path):
+    pictures = _sample(run, tmp_path / "out", "n=3", "seed=3")
+    condition = torch.arange(3) if model.is_conditional else None
+    expected = data.spec.to_bytes(torch.cat(list(draw_samples(model, 3, 3, 3, condition)))).numpy()
+    for i in range(3):
+        assert abs(_grey(pictures[f"{i}.png"]) - expected[i, 0]).max() <= 1
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """A picture of three equal channels as one."""
+    if picture.ndim == 3:
+        assert (picture == picture[..., :1]).all()
+        picture = picture[..., 0]
+    return picture
+
+
+def test_model_without_samples_is_named_when_asked_for_some(trained, tmp_path):
+    said = call("sample", f"run={trained('autoencoder').run.path}", f"out={tmp_path / 'out'}")
+    assert said.code == 1
+    assert "error: model=autoencoder draws no samples (it has no CanSample)" in said.text
+
+
+# --- runs side by side -----------------------------------------------------------------------------------------------
+
+
+def _everything(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_second_run_in_a_directory_is_refused_and_touches_nothing(trained, cache):
+    run = trained("vae").run
+    before = _everything(run.path)
+    said = call("train", "model=gan", f"hydra.run.dir={run.path}", f"data.cache={cache}")
+    assert said.code == 1
+    assert f"error: {run.path} already holds a run; give another directory with hydra.run.dir=" in said.text
+    assert _everything(run.path) == before
+
+
+@pytest.mark.parametrize("name", ["vae", "dcgan"])
+def test_same_seed_gives_the_same_weights_bit_by_bit(name, trained, tmp_path, cache):
+    first, again = trained(name).run, train(tmp_path / "again", cache, f"model={name}").run
+    other = train(tmp_path / "other", cache, f"model={name}", "seed=1", "trainer.max_steps=1", "metric=[]").run
+    weights = [torch.load(run.checkpoint("last"), weights_only=True)["state_dict"] for run in (first, again, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+    assert _values(first) == _values(again)
+
+
+def test_seed_changes_the_initial_weights(trained):
+    config = trained("vae").run.config()
+    spec = load_data(config).spec
+    first = load_model(config, spec).state_dict()
+    config.seed = 1
+    second = load_model(config, spec).state_dict()
+    assert not any(torch.equal(first[key], second[key]) for key in first if key.endswith("weight"))
+
+
+def test_sweep_gives_every_job_a_directory_of_its_own(tmp_path, cache):
+    quick = ("trainer.accelerator=cpu", "trainer.max_steps=2", "metric=[]", "evaluation.num_samples=2")
+    arguments = ("-m", "model=autoencoder,gan", f"hydra.sweep.dir={tmp_path}", f"data.cache={cache}", *quick)
+    said = run_cli("train", *arguments, "evaluation.classifier.num_steps=20")
+    assert said.code == 0, said.text
+    runs = [Run.open(folder) for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
+    assert [run.config().name.model for run in runs] == ["autoencoder", "gan"]
+    assert [run.path.name[:-9] for run in runs] == ["0-digits-autoencoder", "1-digits-gan"]
+    assert all(run.status()["status"] == "done" for run in runs)
+    for run in runs:
+        assert f"model={run.config().name.model} on data=digits" in (run.path / "log.txt").read_text().splitlines()[0]
+
+
+# --- what other settings of a run give -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [("logger=[]",), ("metric=[]",), ("logger=[tensorboard,csv]",)])
+def test_loggers_and_metrics_may_be_chosen_as_lists(tmp_path, cache, overrides):
+    run = train(tmp_path / "run", cache, "model=autoencoder", "trainer.max_steps=2", *overrides).run
+    assert any(run.tensorboard.iterdir()) != ("logger=[]" in overrides)
+    assert bool(_results(run)["metrics"]) != ("metric=[]" in overrides)
+    assert (run.path / "csv").exists() == ("logger=[tensorboard,csv]" in overrides)
