@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,16 +12,20 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import UserError
 from src.runs import config_hash
 
 __all__ = ["run_entry_point"]
+
+log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -51,7 +56,14 @@ def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         try:
             return task(config)
         except UserError as error:
-            raise CompactHydraException(f"error: {error}") from error
+            log.error(f"error: {error}")
+            failure: Exception = CompactHydraException(str(error))
+        except Exception as error:
+            log.exception("this is a fault of the program, not of its user:")
+            failure = error
+        if HydraConfig.get().mode is RunMode.RUN:
+            sys.exit(1)
+        raise failure  # for the launcher of a sweep, which goes on with the next job
 
     return wrapped
 
@@ -72,6 +84,7 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
                 if missing := sorted(OmegaConf.missing_keys(config)):
                     raise UserError(f"{missing[0]} must be given: {missing[0]}=...")
                 OmegaConf.to_container(config, resolve=True)
+                _require_types(config, _with_groups_only(config_name, parsed), parsed)
             except HydraException as error:
                 raise UserError(_explain(error, config_name, parsed)) from error
             except OmegaConfBaseException as error:
@@ -132,19 +145,39 @@ def _explain(error: HydraException, config_name: str, parsed: list[Override]) ->
     return message.splitlines()[0]
 
 
+def _require_types(config: DictConfig, default: DictConfig, parsed: list[Override]) -> None:
+    """Refuse a value of another kind than the default's: a word for a number, a number for a list."""
+    for override in parsed:
+        key = override.key_or_group
+        wanted, given = OmegaConf.select(default, key), OmegaConf.select(config, key)
+        for kind, name in ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list")):
+            if isinstance(wanted, kind):
+                if given is not None and not isinstance(given, kind):
+                    raise UserError(f"{key}={given} must be {name}, as in {key}={str(wanted).replace(' ', '')}")
+                break
+
+
 def _known_keys(config_name: str, parsed: list[Override]) -> list[str]:
     """All keys and groups that an override may name, given the groups that were chosen."""
-    groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
+    return [*_groups(), *_paths(_with_groups_only(config_name, parsed), "")]
+
+
+def _groups() -> set[str]:
+    return {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
+
+
+def _with_groups_only(config_name: str, parsed: list[Override]) -> DictConfig:
+    """The config with the groups that were chosen, and every value at its default."""
+    groups = _groups()
     chosen = [
         str(override.input_line)
         for override in parsed
         if override.key_or_group in groups and not override.is_sweep_override()
     ]
     try:
-        config = compose(config_name, overrides=chosen)
+        return compose(config_name, overrides=chosen)
     except HydraException:
-        config = compose(config_name)
-    return [*groups, *_paths(config, "")]
+        return compose(config_name)
 
 
 def _paths(node: Any, prefix: str) -> Iterator[str]:

@@ -3,12 +3,16 @@
 import logging
 
 from rich import get_console
+from rich.console import Console
 
 __all__ = ["ConsoleHandler"]
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages above the progress bar, unwrapped, so that a path can be copied whole."""
+    """Prints messages above the progress bar, unwrapped, so that a path can be copied whole; errors go to stderr."""
+
+    _errors = Console(stderr=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_console().print(self.format(record), soft_wrap=True, markup=False, highlight=False)
+        console = get_console() if record.levelno < logging.ERROR else self._errors
+        console.print(self.format(record), soft_wrap=True, markup=False, highlight=False)

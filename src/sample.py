@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from src.cli import run_entry_point
-from src.core.errors import UserError
+from src.core.errors import UserError, require_at_least
 from src.runs import Run
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ def sample(config: DictConfig) -> None:
 def _check(config: DictConfig) -> None:
     Run.open(Path(config.run))
     for key in ("n", "batch_size"):
-        if config[key] < 1:
-            raise UserError(f"{key}={config[key]} must be at least 1")
+        require_at_least(key, config[key], 1)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The two exceptions that carry a sentence for the user."""
 
-__all__ = ["NotApplicable", "UserError"]
+__all__ = ["NotApplicable", "UserError", "require_at_least"]
 
 
 class UserError(ValueError):
@@ -12,3 +12,9 @@ class UserError(ValueError):
 
 class NotApplicable(Exception):  # noqa: N818 - it is an answer, not a fault
     """A metric or a capability has no value here; the message says why. Evaluation records it in the results."""
+
+
+def require_at_least(key: str, value: float | None, least: float) -> None:
+    """Raise `UserError` if a setting is below its smallest allowed value; None means that it is not set."""
+    if value is not None and not value >= least:
+        raise UserError(f"{key}={value} must be at least {least}")

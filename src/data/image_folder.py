@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from rich.progress import track
 
-from src.core.errors import UserError
+from src.core.errors import UserError, require_at_least
 from src.data.arrays import ImageArrays, prepare, split_indices
 
 __all__ = ["image_folder"]
@@ -39,8 +39,7 @@ def image_folder(
     """
     if not 0 < held_out < 0.5:
         raise UserError(f"data.held_out={held_out} must be a share between 0 and 0.5")
-    if size < 1:
-        raise UserError(f"data.size={size} must be a positive number of pixels")
+    require_at_least("data.size", size, 1)
     images = _find(path)
     test_images = _find(test_path) if test_path is not None else None
     source = {"path": images.digest(), "size": size, "colour": colour, "held_out": held_out}

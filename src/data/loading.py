@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.batch import Batch
-from src.core.errors import UserError
+from src.core.errors import require_at_least
 from src.core.rng import derive_seed, hash_bits
 from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
 from src.data.arrays import ImageArrays, Split
@@ -39,13 +39,9 @@ class ArrayData(L.LightningDataModule):
 
     def __init__(self, arrays: ImageArrays, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
-        for key, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise UserError(f"loader.{key}={value} must be at least {least}")
+        require_at_least("loader.batch_size", batch_size, 1)
+        require_at_least("loader.eval_batch_size", eval_batch_size, 1)
+        require_at_least("loader.num_workers", num_workers, 0)
         self.arrays = arrays
         self.spec = arrays.spec
         self._batch_size = batch_size

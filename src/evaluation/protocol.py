@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.errors import NotApplicable
+from src.core.errors import NotApplicable, require_at_least
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
@@ -43,6 +43,8 @@ def evaluate(
         seed: seed of the samples and of everything else that is random.
         about: what every card shall say besides, e.g. which weights were measured.
     """
+    require_at_least("evaluation.num_samples", num_samples, 2)
+    require_at_least("evaluation.batch_size", batch_size, 1)
     device = next(model.parameters()).device
     model.eval()
     untrained.eval().to(device)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from src.core.batch import Batch
+from src.core.errors import require_at_least
 from src.core.protocols import Terms
 from src.core.rng import Noise
 from src.core.shapes import sum_event
@@ -36,6 +37,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         spec.require_modality("image", "vector")
+        require_at_least("model.latent_dim", latent_dim, 1)
         self._spec = spec
         self.encoder = encoder(in_shape=spec.shape, out_shape=(latent_dim,))
         self.decoder = decoder(in_shape=(latent_dim,), out_shape=spec.shape)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.batch import Batch
+from src.core.errors import require_at_least
 from src.core.protocols import Terms
 from src.core.rng import Noise, fresh_noise
 from src.core.spec import DataSpec
@@ -44,6 +45,7 @@ class GAN(nn.Module):
     ) -> None:
         super().__init__()
         spec.require_modality("image", "vector")
+        require_at_least("model.latent_dim", latent_dim, 1)
         if conditional:
             spec.require_classes()
         self.is_conditional = conditional

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.batch import Batch
-from src.core.errors import NotApplicable, UserError
+from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import Terms
 from src.core.rng import Noise, fresh_noise
 from src.core.spec import DataSpec
@@ -102,6 +102,8 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         spec.require_modality("image", "vector")
+        require_at_least("model.latent_dim", latent_dim, 1)
+        require_at_least("model.beta", beta, 0)
         if conditional:
             spec.require_classes()
         self.is_conditional = conditional

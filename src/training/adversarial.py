@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
-from src.core.errors import UserError
+from src.core.errors import require_at_least
 from src.training.module import TrainingModule
 
 __all__ = ["AdversarialTraining"]
@@ -37,8 +37,7 @@ class AdversarialTraining(TrainingModule):
     ) -> None:
         generator, _ = model.players()
         super().__init__(model, generator, seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm)
-        if n_critic < 1:
-            raise UserError(f"training.n_critic={n_critic} must be at least 1")
+        require_at_least("training.n_critic", n_critic, 1)
         self._make_optimizers = (generator_optimizer, discriminator_optimizer)
         self._n_critic = n_critic
 

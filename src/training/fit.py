@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from src.core.errors import UserError
+from src.core.errors import UserError, require_at_least
 from src.core.protocols import Adversarial, Trainable
 from src.training.adversarial import AdversarialTraining
 from src.training.callbacks.budget import StepBudget
@@ -70,8 +70,9 @@ def make_trainer(
     """
     if max_epochs is None and max_steps is None:
         raise UserError("the training has no end: set trainer.max_epochs= or trainer.max_steps=")
-    if max_epochs is not None and max_epochs < 1:
-        raise UserError(f"trainer.max_epochs={max_epochs} must be at least 1, or null for no limit")
+    require_at_least("trainer.max_epochs", max_epochs, 1)
+    require_at_least("trainer.max_steps", max_steps, 1)
+    require_at_least("trainer.val_every_n_epochs", val_every_n_epochs, 1)
     if max_steps is not None:
         callbacks = [*callbacks, StepBudget(max_steps)]
     try:

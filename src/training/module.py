@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
+from src.core.errors import require_at_least
 from src.core.protocols import Terms
 from src.core.rng import SampleNoise, StreamNoise, derive_seed
 from src.training.ema import WeightAverage
@@ -48,6 +49,9 @@ class TrainingModule(L.LightningModule, ABC):
         gradient_clip_norm: float | None,
     ) -> None:
         super().__init__()
+        require_at_least("training.log_every_n_steps", log_every_n_steps, 1)
+        require_at_least("training.ema_half_life_examples", ema_half_life_examples, 1)
+        require_at_least("training.gradient_clip_norm", gradient_clip_norm, 0)
         self.model = model
         self.step = 0  # batches so far
         self.examples_seen = 0  # over all ranks

@@ -2,7 +2,6 @@
 
 import lightning as L
 
-from src.core.errors import UserError
 from src.training.module import TrainingModule
 
 __all__ = ["StepBudget"]
@@ -12,8 +11,6 @@ class StepBudget(L.Callback):
     """Ends the training after `max_steps` batches. (Lightning's own `max_steps` counts optimizer steps.)"""
 
     def __init__(self, max_steps: int) -> None:
-        if max_steps < 1:
-            raise UserError(f"trainer.max_steps={max_steps} must be at least 1, or null for no limit")
         self._max_steps = max_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:

@@ -1,0 +1,436 @@
+"""Bad input gets one clear sentence, and nothing good is lost."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.models.gan import GAN
+from src.models.vae import VAE
+from src.runs import Run
+from tests.commands import QUICK, ROOT, Said, call
+from tests.configs import options, target
+
+# --- how it is told --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(tmp_path, cache) -> Callable[..., str]:
+    """`refused("train", ...)`: the sentence with which a command ends, after checking that it is one."""
+
+    def command(name: str, *arguments: str) -> str:
+        where = (f"hydra.run.dir={tmp_path / 'run'}", f"data.cache={cache}", *QUICK) if name == "train" else ()
+        return _sentence(call(name, *where, *arguments))
+
+    return command
+
+
+def _sentence(said: Said) -> str:
+    assert said.code == 1, said.text
+    assert "Traceback" not in said.text
+    sentences = [line for line in said.text.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, said.text
+    return sentences[0]
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _images(folder: Path, count: int = 12, side: int = 8) -> Path:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(random.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def load_folder(refused, tmp_path) -> Callable[..., str]:
+    """The sentence with which a training on a folder or zip of images ends."""
+
+    def load(path: Path, *overrides: str) -> str:
+        settings = ("data=image_folder", f"data.path={path}", "data.size=8", f"data.cache={tmp_path / 'cache'}")
+        return refused("train", *settings, *overrides)
+
+    return load
+
+
+@pytest.mark.parametrize(("data", "file"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("cifar10", "cifar-10")])
+def test_missing_data_names_the_folder_and_the_options(refused, tmp_path, data, file):
+    root = tmp_path / "nowhere"
+    sentence = refused("train", f"data={data}", f"data.root={root}", "data.download=false")
+    assert f"data={data} is not under {root} (no {file}" in sentence
+    assert all(option in sentence for option in ("data.root=", "DATA_ROOT", "data.download=true"))
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_failed_download_names_the_folder_and_the_options(refused, tmp_path, monkeypatch, data):
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    sentence = refused("train", f"data={data}", f"data.root={tmp_path / 'nowhere'}", "data.download=true")
+    assert f"data={data} is not under {tmp_path / 'nowhere'}" in sentence
+    assert "the download failed" in sentence
+    assert "DATA_ROOT" in sentence
+
+
+def test_broken_file_of_a_data_set_is_named_with_its_root(refused, tmp_path):
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{part}-ubyte").write_bytes(b"\0\0\x08\x03")
+    sentence = refused("train", "data=mnist", f"data.root={tmp_path / 'root'}")
+    assert f"cannot read data=mnist under {tmp_path / 'root'}" in sentence
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def _write_text(file: Path) -> None:
+    file.write_text("this is no image")
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _write_text, _empty])
+def test_unreadable_image_is_named_and_nothing_half_prepared_stays(load_folder, tmp_path, damage):
+    folder = _images(tmp_path / "images")
+    damage(folder / "7.png")
+    sentence = load_folder(folder)
+    assert f"7.png in {folder} is not a readable image" in sentence
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_damaged_member_of_a_zip_is_named(load_folder, tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(_images(tmp_path / "images").iterdir()):
+            archive.write(file, file.name)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"7.png") + 60  # within its pixels
+    content[start : start + 4] = bytes(255 - byte for byte in content[start : start + 4])
+    path.write_bytes(content)
+    assert f"7.png in {path} cannot be read" in load_folder(path)
+
+
+def test_zip_with_a_broken_directory_is_refused(load_folder, tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.png", "x")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02")] = 0
+    path.write_bytes(content)
+    assert f"data.path={path}" in load_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "there is no file in"),
+        (lambda path: path.write_text("text"), "is neither a folder nor a zip"),
+        (lambda path: _images(path, count=1), "holds only one image"),
+        (lambda path: _images(path, count=9), "holds only 9 images"),
+    ],
+    ids=["missing", "empty", "neither", "one image", "nine images"],
+)
+def test_source_without_enough_images_is_named(load_folder, tmp_path, make, sentence):
+    path = tmp_path / "images"
+    make(path)
+    found = load_folder(path)
+    assert sentence in found
+    assert str(path) in found
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [("data.size=0", "data.size=0"), ("data.held_out=0.5", "data.held_out=0.5"), ("data.held_out=0", "data.held_out=0")],
+)
+def test_senseless_setting_of_a_folder_is_named(load_folder, tmp_path, override, sentence):
+    assert sentence in load_folder(_images(tmp_path / "images"), override)
+
+
+def test_folder_of_ten_images_is_enough_to_train_on(tmp_path):
+    """One of them is all there is for validation, and one for the test."""
+    path = _images(tmp_path / "images", count=10)
+    settings = (f"data.path={path}", "data.size=8", f"data.cache={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}")
+    said = call("train", "model=vae", "data=image_folder", *settings, *QUICK, "trainer.max_steps=2")
+    assert said.code == 0, said.text
+    assert (tmp_path / "run" / "samples" / "interpolations_epoch_0001.png").is_file()
+
+
+def test_damaged_prepared_data_names_the_folder_to_delete(tmp_path, refused):
+    def load() -> str:
+        return refused("train", f"data.cache={tmp_path / 'cache'}", "trainer.max_epochs=0")
+
+    assert "trainer.max_epochs=0" in load()  # prepared by now
+    (folder,) = (tmp_path / "cache").glob("digits-*")
+    for name in ("train_x.npy", "val_y.npy", "meta.json"):
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(folder, tmp_path / "whole")
+        _truncate(folder / name)
+        assert f"the prepared data in {folder} is damaged" in load()
+        shutil.rmtree(folder)
+        (tmp_path / "whole").rename(folder)
+
+
+# --- a model that cannot take the data -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["cgan", "cvae"])
+def test_conditional_model_on_unlabelled_data_names_both(load_folder, tmp_path, model):
+    sentence = load_folder(_images(tmp_path / "images"), f"model={model}")
+    assert f"model={model} with data=image_folder" in sentence
+    assert "has no labels" in sentence
+
+
+@pytest.mark.parametrize("model", ["dcgan", "vae_conv"])
+@pytest.mark.parametrize("size", [7, 129])
+def test_convolutional_model_on_images_of_another_size_names_both(load_folder, tmp_path, model, size):
+    sentence = load_folder(_images(tmp_path / "images"), f"model={model}", f"data.size={size}")
+    assert f"model={model} with data=image_folder" in sentence
+    assert "8 to 128 pixels" in sentence
+    assert f"{size}x{size}" in sentence
+
+
+@pytest.mark.parametrize("likelihood", options("likelihood"))
+@pytest.mark.parametrize("values", ["discrete", "binary_static", "binary_dynamic", "continuous"])
+def test_likelihood_of_other_values_names_both(refused, likelihood, values):
+    kind = target("likelihood", likelihood)
+    if values in kind.accepts:
+        sentence = refused("train", f"likelihood={likelihood}", f"data.values={values}", "trainer.max_epochs=0")
+        assert "trainer.max_epochs=0" in sentence  # it came as far as that
+    else:
+        sentence = refused("train", f"likelihood={likelihood}", f"data.values={values}")
+        assert "model=vae with data=digits" in sentence
+        assert kind.__name__ in sentence
+        assert "data.values=" in sentence
+        assert values.split("_")[0] in sentence
+
+
+def test_conditional_prior_without_a_condition_is_refused(refused):
+    assert "model=vae with data=digits: a conditional prior" in refused("train", "prior=conditional_gaussian")
+
+
+# --- senseless training settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["loader.batch_size=0"], "loader.batch_size=0 must be at least 1"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 must be at least 1"),
+        (["trainer.max_epochs=null", "trainer.max_steps=null"], "the training has no end"),
+        (["trainer.accelerator=quantum"], "trainer"),
+        (["trainer.precision=12"], "trainer"),
+        (["optim.lr=-1"], "lr"),
+        (["model=gan", "training.n_critic=0"], "training.n_critic=0 must be at least 1"),
+    ],
+)
+def test_senseless_setting_is_named_and_the_run_says_why_it_failed(refused, tmp_path, overrides, sentence):
+    said = refused("train", *overrides)
+    assert sentence in said
+    status = Run.open(tmp_path / "run").status()
+    assert status["status"] == "failed"
+    assert said.removeprefix("error: ") in status["reason"]
+
+
+# --- a loss that is not finite ---------------------------------------------------------------------------------------
+
+
+def _nan_from(method: Callable[..., dict], first: int, term: str) -> Callable[..., dict]:
+    """The same loss, with nan in one term from its nth call in training on."""
+    calls = 0
+
+    def broken(self, batch, *, generator=None):
+        nonlocal calls
+        terms = method(self, batch, generator=generator)
+        calls += self.training
+        return terms | {term: terms[term] * float("nan")} if self.training and calls >= first else terms
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("model", "cls", "method", "term", "name"),
+    [
+        ("vae", VAE, "loss", "loss", "train/loss"),
+        ("vae", VAE, "loss", "kl", "train/kl"),
+        ("gan", GAN, "generator_loss", "loss", "train/generator_loss"),
+        ("gan", GAN, "discriminator_loss", "logit_real", "train/discriminator_logit_real"),
+    ],
+)
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
+    refused, tmp_path, monkeypatch, model, cls, method, term, name
+):
+    monkeypatch.setattr(cls, method, _nan_from(getattr(cls, method), 15, term))
+    sentence = refused("train", f"model={model}", "metric=[]")
+    assert f"{name} became nan at step 15" in sentence
+    run = Run.open(tmp_path / "run")
+    assert run.status()["status"] == "failed"
+    assert f"{name} became nan at step 15" in run.status()["reason"]
+    assert name in (run.path / "log.txt").read_text()
+    checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
+    assert checkpoint["progress"]["step"] == 10
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_run_that_broke_off_can_still_be_sampled(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(VAE, "loss", _nan_from(VAE.loss, 15, "loss"))
+    refused("train", "model=vae")
+    said = call("sample", f"run={tmp_path / 'run'}", "n=2")
+    assert said.code == 0, said.text
+
+
+def test_diverging_weights_never_take_the_place_of_good_ones(refused, tmp_path):
+    """The step that ruins the weights has itself a finite loss; the validation after it has not."""
+    settings = ("trainer.limit_train_batches=1", "trainer.max_epochs=5", "optim.lr=1e30")
+    sentence = refused("train", "model=vae", *settings)
+    assert "loss became" in sentence
+    assert "at step 1" in sentence
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+# --- runs from strangers, and damaged ones ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Run:
+    """A finished run of one's own to damage."""
+    shutil.copytree(trained("vae").run.path, tmp_path / "copy")
+    return Run.open(tmp_path / "copy")
+
+
+class _Code:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self._file,)
+
+
+READERS = [["evaluate"], ["sample", "n=1"]]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=["evaluate", "sample"])
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(copied, refused, tmp_path, reader, how):
+    for file in copied.checkpoints.iterdir():
+        checkpoint = torch.load(file, weights_only=True) | {"surprise": _Code(tmp_path / "pwned")}
+        if how == "torch":
+            torch.save(checkpoint, file)
+        else:
+            file.write_bytes(pickle.dumps(checkpoint))
+    sentence = refused(reader[0], f"run={copied.path}", *reader[1:])
+    assert "could run code; refused" in sentence
+    assert "best.ckpt" in sentence
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("reader", READERS, ids=["evaluate", "sample"])
+@pytest.mark.parametrize("size", [0, 1000, -1000])
+def test_truncated_checkpoint_is_named(copied, refused, reader, size):
+    file = copied.checkpoint("auto")
+    file.write_bytes(file.read_bytes()[:size])
+    assert f"{file} is not a whole checkpoint" in refused(reader[0], f"run={copied.path}", *reader[1:])
+
+
+def test_checkpoint_of_another_model_is_refused(copied, refused, trained):
+    shutil.copy(trained("autoencoder").run.checkpoint("auto"), copied.checkpoint("auto"))
+    assert "does not fit the model of its config.yaml" in refused("evaluate", f"run={copied.path}")
+
+
+@pytest.mark.parametrize("reader", READERS, ids=["evaluate", "sample"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{_target_: os.system, _args_: ['touch PWNED']}",
+        "{_target_: src.runs.os.system, _args_: ['touch PWNED']}",
+        "{_target_: src.runs._git, _args_: ['-c', 'alias.x=!touch PWNED', x]}",
+        "!!python/object/apply:os.system ['touch PWNED']",
+    ],
+    ids=["os.system", "through ours", "git alias", "yaml tag"],
+)
+@pytest.mark.parametrize("part", ["data", "model", "loader"])
+def test_config_that_would_run_code_is_refused_and_does_not_run_it(copied, refused, tmp_path, reader, code, part):
+    file = copied.path / "config.yaml"
+    text = (
+        file.read_text().replace(f"\n{part}:\n", f"\n{part}:\n  surprise: {code}\n").replace("PWNED", f"{tmp_path}/pwned")
+    )
+    assert "surprise" in text
+    file.write_text(text)
+    refused(reader[0], f"run={copied.path}", *reader[1:])
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_unreadable_config_of_a_run_is_named(copied, refused):
+    (copied.path / "config.yaml").write_text("model: [vae")
+    assert f"{copied.path / 'config.yaml'} cannot be read" in refused("evaluate", f"run={copied.path}")
+
+
+def test_run_without_a_checkpoint_is_told_with_its_status(copied, refused):
+    for file in copied.checkpoints.iterdir():
+        file.unlink()
+    copied.set_status("failed", "for the test")
+    assert f"run={copied.path} has no last checkpoint (its status is failed)" in refused("evaluate", f"run={copied.path}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("n=0", "n=0 must be at least 1"),
+        ("batch_size=0", "batch_size=0 must be at least 1"),
+        ("checkpoint=lst", "checkpoint=lst is not known; allowed: last, best, auto"),
+    ],
+)
+def test_senseless_setting_of_sampling_is_named(trained, refused, argument, sentence):
+    assert sentence in refused("sample", f"run={trained('vae').run.path}", argument)
+
+
+# --- a run that is stopped -------------------------------------------------------------------------------------------
+
+
+def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache):
+    settings = (*QUICK, "trainer.max_steps=null", "trainer.max_epochs=null", f"data.cache={cache}")
+    command = [sys.executable, "-m", "src.train", "model=autoencoder", f"hydra.run.dir={tmp_path / 'run'}", *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = (tmp_path / "said").open("w")
+    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:
+        try:
+            _wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+    run = Run.open(tmp_path / "run")
+    assert code != 0
+    assert run.status()["status"] == "interrupted"
+    assert torch.load(run.checkpoint("last"), weights_only=True)["progress"]["step"] > 0
+
+
+def _wait_for(file: Path, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not file.exists():
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < end, f"there is no {file}"
+        time.sleep(0.05)
