@@ -45,9 +45,14 @@ def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: 
             for config in _compose_all(config_name, overrides):
                 check(config)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(_in_one_line(error))
     decorate = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     decorate(_with_short_errors(task))()
+
+
+def _in_one_line(error: UserError) -> str:
+    """What the user is told; a library's message in it may have had several lines."""
+    return f"error: {' '.join(str(error).split())}"
 
 
 def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -56,7 +61,7 @@ def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         try:
             return task(config)
         except UserError as error:
-            log.error(f"error: {error}")
+            log.error(_in_one_line(error))
             failure: Exception = CompactHydraException(str(error))
         except Exception as error:
             log.exception("this is a fault of the program, not of its user:")

@@ -34,13 +34,19 @@ def make_inputs(
     generated: ImageSet | NotApplicable | None = None,
     reference: ImageSet | None = None,
     anchors: dict[str, ImageSet] | None = None,
-    classifier: Extractor | NotApplicable | None = None,
+    classifier: Extractor | None = None,
     x: Tensor | None = None,
     values: str = DISCRETE,
     batch_size: int = 4,
     seed: int = 0,
 ) -> Inputs:
     x = torch.zeros(10, *SHAPE) if x is None else x
+
+    def classifier_or_reason() -> Extractor:
+        if classifier is None:
+            raise NotApplicable("there is no classifier")
+        return classifier
+
     return Inputs(
         model=model or nn.Identity(),
         model_name="fake",
@@ -50,7 +56,7 @@ def make_inputs(
         generated=generated or NotApplicable("fake has no CanSample"),
         reference=reference or image_set(byte_images(40)),
         anchors=anchors or {},
-        classifier=classifier or NotApplicable("there is no classifier"),
+        classifier=classifier_or_reason,
     )
 
 

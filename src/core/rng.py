@@ -81,15 +81,16 @@ class SampleNoise(Noise):
         radius = (-2 * u[:, :half].log()).sqrt()
         angle = (2 * math.pi) * u[:, half:]
         z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-        return z[:, :count].reshape(shape).to(like.dtype)
+        return z[:, :count].reshape(shape).to(like)
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         u = self._uniform64(shape[0], math.prod(shape[1:]), like.device).reshape(shape)
         eps = torch.finfo(like.dtype).eps
-        return u.clamp(eps / 2, 1 - eps / 2).to(like.dtype)
+        return u.clamp(eps / 2, 1 - eps / 2).to(like)
 
     def _uniform64(self, num_samples: int, count: int, device: torch.device) -> Tensor:
-        index = torch.arange(self._start, self._start + num_samples, device=device)
+        where = torch.device("cpu") if device.type == "mps" else device  # Apple's GPU has no float64
+        index = torch.arange(self._start, self._start + num_samples, device=where)
         bits = hash_bits(self._seed, index, count, offset=self._position)
         self._position += count
         return (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53

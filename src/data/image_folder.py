@@ -123,7 +123,10 @@ def _find_in_folder(root: Path) -> _Images:
 
 
 def _find_in_zip(root: Path) -> _Images:
-    archive = zipfile.ZipFile(root)
+    try:
+        archive = zipfile.ZipFile(root)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"data.path={root} is a broken zip ({error}); copy or make it anew") from error
     entries = sorted(
         (entry for entry in archive.infolist() if not entry.is_dir() and _is_wanted(PurePosixPath(entry.filename).parts)),
         key=lambda entry: entry.filename,

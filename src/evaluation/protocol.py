@@ -1,5 +1,6 @@
 """One protocol for every model: the same seeds, the same quantisation, the same reference rows."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,7 +38,7 @@ def evaluate(
         model_name: as in `model=NAME`.
         data: the data set.
         metrics: what to measure, by name.
-        classifier: gives the domain classifier, or raises `NotApplicable`; called once.
+        classifier: gives the domain classifier, or raises `NotApplicable`; called only if a metric needs it.
         num_samples: samples drawn, and images in every reference row if there are as many.
         batch_size: samples drawn at a time; it does not change them.
         seed: seed of the samples and of everything else that is random.
@@ -58,7 +59,7 @@ def evaluate(
         "noise": _noise(data.spec, labels, num_samples, batch_size),
     }
     if isinstance(generated, ImageSet):
-        before = _generated(untrained, model_name, *draw)
+        before = _generated(untrained, f"the untrained {model_name}", *draw)
         anchors |= {"untrained": before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
@@ -69,7 +70,7 @@ def evaluate(
         generated=generated,
         reference=_split_images(data, "train", None),
         anchors=anchors if is_image else {},
-        classifier=_or_reason(classifier),
+        classifier=functools.cache(classifier),
     )
     results: dict[str, Measurement | NotApplicable] = {}
     for name, metric in metrics.items():
@@ -105,18 +106,24 @@ def _generated(
     batch_size: int,
     seed: int,
 ) -> ImageSet | NotApplicable:
-    """The model's samples as images, drawn once and kept as bytes."""
+    """The model's samples as images, drawn when they are first asked for and kept as bytes."""
     if not isinstance(model, CanSample):
         return NotApplicable(f"{model_name} has no {CanSample.__name__}")
     condition = condition if model.is_conditional else None
-    images, start = [], 0
-    for x in draw_samples(model, num_samples, batch_size, seed, condition):
-        if not x.isfinite().all():
-            return NotApplicable(f"{model_name} drew samples that are not finite")
-        labels = None if condition is None else condition[start : start + len(x)].cpu()
-        images.append((spec.to_bytes(x).cpu(), labels))
-        start += len(x)
-    return ImageSet(lambda: images)
+
+    @functools.cache
+    def images() -> list[tuple[Tensor, Tensor | None]]:
+        drawn: list[tuple[Tensor, Tensor | None]] = []
+        start = 0
+        for x in draw_samples(model, num_samples, batch_size, seed, condition):
+            if not x.isfinite().all():
+                raise NotApplicable(f"{model_name} drew samples that are not finite")
+            labels = None if condition is None else condition[start : start + len(x)].cpu()
+            drawn.append((spec.to_bytes(x).cpu(), labels))
+            start += len(x)
+        return drawn
+
+    return ImageSet(images)
 
 
 def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
@@ -154,13 +161,6 @@ def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: 
             yield images, None if labels is None else labels[index]
 
     return ImageSet(batches)
-
-
-def _or_reason(classifier: Callable[[], Extractor]) -> Extractor | NotApplicable:
-    try:
-        return classifier()
-    except NotApplicable as reason:
-        return reason
 
 
 def _measure(metric: Metric, inputs: Inputs, about: dict[str, Any]) -> Measurement | NotApplicable:

@@ -32,7 +32,7 @@ class ClassifierScore(SampleMetric):
     """`cs`: the score on the domain classifier's logits, over all samples at once."""
 
     def extractor(self, inputs: Inputs) -> Extractor:
-        return inputs.need_classifier()
+        return inputs.classifier()
 
     def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
         return float(classifier_score(images.features(extractor).logits))

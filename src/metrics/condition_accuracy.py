@@ -18,7 +18,7 @@ class ConditionAccuracy(SampleMetric):
     def extractor(self, inputs: Inputs) -> Extractor:
         if not getattr(inputs.model, "is_conditional", False):
             raise NotApplicable(f"{inputs.model_name} draws no given class")
-        return inputs.need_classifier()
+        return inputs.classifier()
 
     def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
         features = images.features(extractor)

@@ -71,11 +71,12 @@ class ImageSet:
 
     def __init__(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> None:
         self.batches = batches
-        self._features: dict[str, Features] = {}
+        self._features: dict[tuple[str, str], Features] = {}
 
     def features(self, extractor: Extractor) -> Features:
         """The features of all images; computed at the first call."""
-        if extractor.name not in self._features:
+        key = (extractor.name, extractor.sha256)
+        if key not in self._features:
             features, logits = [], []
             labels: list[Tensor] = []
             for images, condition in self.batches():
@@ -84,8 +85,8 @@ class ImageSet:
                 logits.append(some_logits)
                 labels += [] if condition is None else [condition.cpu()]
             joined = torch.cat(labels) if labels else None
-            self._features[extractor.name] = Features(torch.cat(features), torch.cat(logits), joined)
-        return self._features[extractor.name]
+            self._features[key] = Features(torch.cat(features), torch.cat(logits), joined)
+        return self._features[key]
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -77,7 +77,7 @@ class FrechetDistance(SampleMetric):
     """`fd`: the Fréchet distance on the domain classifier's features."""
 
     def extractor(self, inputs: Inputs) -> Extractor:
-        return inputs.need_classifier()
+        return inputs.classifier()
 
     def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
         real = reference.features(extractor).features

@@ -33,7 +33,7 @@ class _InceptionMetric(Metric):
     """Shared by both: where the weights come from, and the card.
 
     Args:
-        weights: file of the Inception weights (pt_inception-2015-12-05-6726825d.pth), or None.
+        weights: file of the Inception weights (weights-inception-2015-12-05-6726825d.pth), or None.
         download: let torchmetrics fetch them, if no file is given.
     """
 

@@ -47,7 +47,7 @@ class Inputs:
         generated: the model's samples, or the reason why there are none.
         reference: the training images.
         anchors: image sets measured beside the samples, by name.
-        classifier: the domain classifier, or the reason why there is none.
+        classifier: gives the domain classifier, or raises `NotApplicable`.
     """
 
     model: nn.Module
@@ -58,17 +58,12 @@ class Inputs:
     generated: ImageSet | NotApplicable
     reference: ImageSet
     anchors: dict[str, ImageSet]
-    classifier: Extractor | NotApplicable
+    classifier: Callable[[], Extractor]
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
             raise self.generated
         return self.generated
-
-    def need_classifier(self) -> Extractor:
-        if isinstance(self.classifier, NotApplicable):
-            raise self.classifier
-        return self.classifier
 
 
 class Metric(ABC):

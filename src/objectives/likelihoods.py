@@ -124,7 +124,8 @@ class _GaussianDensity(Likelihood):
         return sum_event(gaussian_log_prob(x, parameters, self.log_scale))
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return parameters
+        """The centre, clamped to the data's range."""
+        return parameters.clamp(self.spec.values.low, self.spec.values.high)
 
     def sample(self, parameters: Tensor, generator: Noise) -> Tensor:
         return parameters + self.log_scale.exp() * generator.normal(tuple(parameters.shape), like=parameters)
