@@ -5,7 +5,7 @@ import logging
 from rich import get_console
 from rich.console import Console
 
-__all__ = ["ConsoleHandler"]
+__all__ = ["ConsoleHandler", "leave_log_file"]
 
 
 class ConsoleHandler(logging.Handler):
@@ -16,3 +16,11 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         console = get_console() if record.levelno < logging.ERROR else self._errors
         console.print(self.format(record), soft_wrap=True, markup=False, highlight=False)
+
+
+def leave_log_file() -> None:
+    """From now on say everything to the screen only."""
+    for handler in logging.root.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logging.root.removeHandler(handler)
+            handler.close()

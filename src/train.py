@@ -8,6 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from src.cli import run_entry_point
+from src.console import leave_log_file
+from src.core.errors import UserError
 from src.runs import Run
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,11 @@ def train(config: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
     with open_dict(config):
         config.name = {"model": choices.model, "data": choices.data}  # for messages and readers of the run
-    run = Run.create(Path(HydraConfig.get().runtime.output_dir), config)
+    try:
+        run = Run.create(Path(HydraConfig.get().runtime.output_dir), config)
+    except UserError:
+        leave_log_file()  # it belongs to the run that is there
+        raise
     log.info(f"model={choices.model} on data={choices.data}; the run lies in {run.shown}")
     try:
         _train(config, run)

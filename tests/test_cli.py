@@ -75,6 +75,10 @@ def test_help_comes_at_once(command):
         ("-m model=vae,gan optim.lr=1e-3", "optim.lr is not a key of the config"),
         ("-m model=glob(*) optim.lrr=1", "optim.lrr is not a key of the config"),
         ("-m hydra.job.num=0,1 model=vae,dcgann", "model=dcgann does not exist"),
+        ("optim.lr=abc", "optim.lr=abc must be a number, as in optim.lr=0.001"),
+        ("seed=", "seed= must be a number, as in seed=0"),
+        ("encoder.hidden=3", "encoder.hidden=3 must be a list, as in encoder.hidden=[400]"),
+        ("data=mnist data.download=perhaps", "data.download=perhaps must be true or false"),
         ("seed=[1", "no viable alternative at input '[1'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 The shape of DCGAN (Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional
 generative adversarial networks", arXiv:1511.06434): 4x4 kernels, stride 2, width doubling with every halving of the
-image, down to a base of 4 to 7 pixels.
+image, down to a base of 4x4 pixels (3x3 for some sides that are no power of two).
 """
 
 import math
@@ -16,7 +16,7 @@ from src.core.shapes import append_condition
 __all__ = ["ConvDecoder", "ConvEncoder", "normal_init"]
 
 _MIN_SIZE, _MAX_SIZE = 8, 128
-_MAX_BASE = 7  # largest side of the innermost feature map
+_BASE = 4  # largest side of the innermost feature map
 
 
 class ConvEncoder(nn.Module):
@@ -64,8 +64,8 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A vector to an image: one linear layer, then blocks of transposed convolution, batch norm, ReLU.
 
-    The last block is a bare transposed convolution. A side that is no 4..7 times a power of two is cropped from the
-    next larger one.
+    The last block is a bare transposed convolution. A side that is no power of two is cropped from the next larger one
+    that the base reaches.
 
     Args:
         in_shape: `(D,)`.
@@ -126,12 +126,12 @@ def normal_init(network: nn.Module, std: float) -> None:
 
 
 def _base(shape: Sequence[int]) -> tuple[int, int]:
-    """Side of the innermost feature map (4 to 7) and the number of doublings from there to the image."""
+    """Side of the innermost feature map (3 or 4) and the number of doublings from there to the image."""
     if len(shape) != 3 or shape[1] != shape[2] or not _MIN_SIZE <= shape[1] <= _MAX_SIZE:
         given = "x".join(str(n) for n in shape)
         raise UserError(
             f"has convolutional networks, which take square images with a side of {_MIN_SIZE} to {_MAX_SIZE} pixels; the "
             f"data set gives {given} (for data=image_folder set data.size; or choose a model with MLP networks)"
         )
-    num_blocks = math.ceil(math.log2(shape[1] / _MAX_BASE))
+    num_blocks = math.ceil(math.log2(shape[1] / _BASE))
     return math.ceil(shape[1] / 2**num_blocks), num_blocks
