@@ -33,6 +33,7 @@ def train(config: DictConfig) -> None:
         raise
     except BaseException:  # Ctrl-C, or Lightning's exit after it
         run.set_status("interrupted")
+        log.info(f"interrupted: the run lies in {run.shown}")
         raise
     run.set_status("done")
     log.info(f"done: the run lies in {run.shown}")

@@ -55,5 +55,5 @@ def require_finite(numbers: dict[str, float], step: int, split: str) -> None:
         if not math.isfinite(number):
             raise NonFiniteLossError(
                 f"{split}/{name} became {number} at step {step}; the run stops before it is used, and the last checkpoint "
-                "is kept (a smaller learning rate is the usual cure: optim.lr=, optim.generator.lr=, optim.discriminator.lr=)"
+                "is kept (the usual cure is a lower learning rate: optim.lr=, optim.generator.lr=, optim.discriminator.lr=)"
             )
