@@ -23,6 +23,7 @@ def build(node: DictConfig | dict[str, Any]) -> Any:
     A node without `_target_` gives a dict of what its values describe. Lists and dicts arrive as plain Python types.
     """
     described = plain(node) if isinstance(node, DictConfig) else node
+    _refuse_references(described)
     for path, target_node in _target_nodes(described):
         _require_arguments(path, target_node, _allowed_target(path, target_node["_target_"]))
     try:
@@ -44,6 +45,16 @@ def build_model(node: DictConfig | dict[str, Any], spec: DataSpec, name: str) ->
         raise UserError(f"model={name} with data={spec.name}: {error}") from error
     except InstantiationException as error:
         raise _explained(error) from error
+
+
+def _refuse_references(node: Any, path: str = "") -> None:
+    """Refuse what would turn into something else after it was checked: an escaped reference, resolved a second time."""
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"{path.rstrip('.')}={node} holds a reference that is not resolved; write the value itself")
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        _refuse_references(key, f"{path}{key}.")
+        _refuse_references(value, f"{path}{key}.")
 
 
 def _target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

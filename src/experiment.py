@@ -75,7 +75,7 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
 
 def _report(results: dict[str, Any]) -> None:
     """The results in words, to the console and the log."""
-    console = Console(width=max(100, get_console().width), no_color=True)
+    console = Console(width=max(110, get_console().width), no_color=True)
     with console.capture() as capture:
         console.print(results_table(results))
     log.info(capture.get().rstrip())

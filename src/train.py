@@ -58,6 +58,7 @@ def _train(config: DictConfig, run: Run) -> None:
     L.seed_everything(config.seed, verbose=False)
     data = load_data(config)
     log.info(f"data: {data.spec.describe()}")
+    build(config.metric)  # a metric that cannot be is better refused before the training than after it
     model = load_model(config, data.spec)
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
 
@@ -98,7 +99,11 @@ def _quiet_libraries() -> None:
 
 
 def _check(config: DictConfig) -> None:
-    """Nothing beyond what composing the config already shows."""
+    if config.trainer.devices not in (1, "1") or config.trainer.num_nodes != 1:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: a run uses one device "
+            "so far; to use several, start a run on each (CUDA_VISIBLE_DEVICES=1 python -m src.train ...)"
+        )
 
 
 def main() -> Any:

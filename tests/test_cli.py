@@ -144,6 +144,13 @@ def test_refusal_comes_before_anything_is_built():
         build(nodes)
 
 
+@pytest.mark.parametrize("reference", ["${oc.create:{_target_:joblib.load}}", "${oc.env:HOME}", "${model}"])
+def test_reference_that_would_be_resolved_after_the_check_is_refused(reference):
+    for node in ({"batch_size": reference}, {"parts": [{"deep": reference}]}, {reference: 1}):
+        with pytest.raises(UserError, match="holds a reference that is not resolved"):
+            build(node)
+
+
 def never() -> None:
     raise AssertionError("it was called")
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -410,9 +411,27 @@ def test_held_out_values_are_drawn_once(values, split):
 
 
 @pytest.mark.parametrize("values", DRAWN)
-def test_drawn_values_depend_on_the_seed(values):
+def test_held_out_values_are_the_same_in_every_run(values):
     first, second = (_data(_random_arrays(values), seed=seed) for seed in (0, 1))
-    assert not torch.equal(_by_index(first, first.train_dataloader()), _by_index(second, second.train_dataloader()))
+    for split in ("train", "val", "test"):
+        assert torch.equal(*(_by_index(data, data.held_out_loader(split)) for data in (first, second)))
+
+
+@pytest.mark.parametrize("values", DRAWN)
+def test_training_values_depend_on_the_seed_unless_they_are_drawn_once(values):
+    first, second = (_data(_random_arrays(values), seed=seed) for seed in (0, 1))
+    is_same = torch.equal(*(_by_index(data, data.train_dataloader()) for data in (first, second)))
+    assert is_same == (values == "binary_static")
+
+
+def test_splits_do_not_share_their_noise():
+    x = np.full((50, 1, 8, 8), 128, dtype=np.uint8)
+    arrays = _random_arrays("binary_static")
+    arrays = replace(arrays, splits={name: Split(x, None) for name in ("train", "val", "test")})
+    data = _data(arrays)
+    train, val, test = (next(iter(data.held_out_loader(name))).x for name in ("train", "val", "test"))
+    assert not torch.equal(train, val)
+    assert not torch.equal(val, test)
 
 
 @pytest.mark.parametrize("values", DRAWN)

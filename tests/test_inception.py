@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.errors import NotApplicable
+from src.core.errors import NotApplicable, UserError
 from tests.measuring import byte_images, image_set, make_inputs, make_metric
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `InceptionScore`")
@@ -24,10 +24,9 @@ def test_inception_metrics_without_weights_name_the_option_that_gives_them(name)
 
 
 @pytest.mark.parametrize("name", INCEPTION)
-def test_inception_metrics_name_a_file_that_is_not_there(name, tmp_path):
-    inputs = make_inputs(generated=image_set(byte_images(24)))
-    with pytest.raises(NotApplicable, match=rf"metric\.{name}\.weights=.*nowhere\.pth is not a file"):
-        make_metric(name, weights=str(tmp_path / "nowhere.pth")).measure(inputs)
+def test_inception_metrics_refuse_a_file_that_is_not_there_before_anything_is_measured(name, tmp_path):
+    with pytest.raises(UserError, match=rf"metric\.{name}\.weights=.*nowhere\.pth is not a file"):
+        make_metric(name, weights=str(tmp_path / "nowhere.pth"))
 
 
 class MakesFolder:

@@ -32,6 +32,25 @@ def _updates(checkpoint: dict[str, Any]) -> list[int]:
     return [int(next(iter(optimizer["state"].values()))["step"]) for optimizer in checkpoint["optimizer_states"]]
 
 
+@pytest.mark.parametrize("budget", ["trainer.max_steps=7", "trainer.max_epochs=1"])
+def test_a_training_ends_with_a_validation(tmp_path, cache, budget):
+    run = train(tmp_path, cache, budget, "metric=[]").run
+    assert (run.checkpoints / "best.ckpt").is_file()
+    assert list(run.samples.glob("reconstructions_*.png"))
+
+
+def test_a_budget_of_steps_replaces_the_one_of_epochs(tmp_path, cache):
+    train(tmp_path, cache, "trainer.max_epochs=1", "trainer.max_steps=13", "metric=[]")
+    assert _checkpoint(tmp_path)["progress"]["step"] == 13
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "fp8"])
+def test_a_precision_that_would_break_the_losses_is_refused(tmp_path, precision):
+    arguments = build(compose_config(f"trainer.precision={precision}").trainer)
+    with pytest.raises(UserError, match=f"trainer.precision={precision} is not supported"):
+        make_trainer(tmp_path, [], [], **arguments)
+
+
 @pytest.mark.parametrize("n_critic", [1, 2, 3])
 def test_budget_counts_batches_whatever_the_optimizers_do(tmp_path, cache, n_critic):
     settings = ("trainer.max_steps=12", f"training.n_critic={n_critic}", "metric=[]")

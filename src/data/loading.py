@@ -18,11 +18,13 @@ from src.core.batch import Batch
 from src.core.errors import require_at_least
 from src.core.rng import derive_seed, hash_bits
 from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
-from src.data.arrays import ImageArrays, Split
+from src.data.arrays import ImageArrays
 
 __all__ = ["ArrayData"]
 
 _HELD_OUT_EPOCH = -1  # held-out data is drawn once, whatever the epoch
+_DRAWN_ONCE_SEED = 0  # and the same in every run, so that all runs are measured on the same data
+_SPLITS = ("train", "val", "test")
 
 
 class ArrayData(L.LightningDataModule):
@@ -72,7 +74,7 @@ class ArrayData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: Sampler) -> DataLoader:
         return DataLoader(
-            _Gather(self.arrays, self.arrays.splits[split], derive_seed(self._seed, 2)),
+            _Gather(self.arrays, split, self._seed),
             batch_size=None,  # the sampler hands out whole batches
             sampler=sampler,
             collate_fn=_as_it_is,
@@ -93,11 +95,11 @@ class Draw:
 class _Gather(Dataset):
     """Batches of one split, by `Draw`."""
 
-    def __init__(self, arrays: ImageArrays, split: Split, seed: int) -> None:
+    def __init__(self, arrays: ImageArrays, split: str, seed: int) -> None:
         self._values = arrays.spec.values
         self._source_levels = arrays.source_levels
-        self._split = split
-        self._seed = seed
+        self._split = arrays.splits[split]
+        self._seed, self._once_seed = (derive_seed(s, 2, _SPLITS.index(split)) for s in (seed, _DRAWN_ONCE_SEED))
 
     def __getitem__(self, draw: Draw) -> Batch:
         index = draw.index.numpy()
@@ -109,8 +111,9 @@ class _Gather(Dataset):
         kind = self._values.kind
         if kind == DISCRETE:
             return levels
-        is_fresh = kind in (BINARY_DYNAMIC, CONTINUOUS)
-        u = _uniform16(self._seed, draw.epoch if is_fresh else _HELD_OUT_EPOCH, draw.index, levels[0].numel())
+        is_fresh = kind in (BINARY_DYNAMIC, CONTINUOUS) and draw.epoch != _HELD_OUT_EPOCH
+        seed, epoch = (self._seed, draw.epoch) if is_fresh else (self._once_seed, _HELD_OUT_EPOCH)
+        u = _uniform16(seed, epoch, draw.index, levels[0].numel())
         u = u.view(levels.shape)
         if kind == CONTINUOUS:  # uniform dequantization: a level becomes a value anywhere in its bin
             # with 15 bits the sum is exact in float32, so that none rounds into the next bin

@@ -56,7 +56,7 @@ def evaluate(
     generated = _generated(model, model_name, *draw) if is_image else _NO_IMAGES
     anchors = {
         "held_out": _split_images(data, "test", num_samples),
-        "noise": _noise(data.spec, labels, num_samples, batch_size),
+        "noise": _noise(data.spec, labels, num_samples, batch_size, seed),
     }
     if isinstance(generated, ImageSet):
         before = _generated(untrained, f"the untrained {model_name}", *draw)
@@ -151,13 +151,15 @@ def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None
     return torch.from_numpy(y)[place]
 
 
-def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: int) -> ImageSet:
+def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
     """Images of independent uniform bytes."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
         for index in torch.arange(num_samples).split(batch_size):
             count = (spec.num_dims + 7) // 8
-            images = hash_bits(0, index, count).view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)
+            images = (
+                hash_bits(derive_seed(seed, 2), index, count).view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)
+            )
             yield images, None if labels is None else labels[index]
 
     return ImageSet(batches)

@@ -33,12 +33,17 @@ def results_table(plain: dict[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for anchor in anchors:
-        table.add_column(anchor.replace("_", " "), justify="right", style="dim")
+        counts = {entry["card"]["anchors"][anchor] for entry in entries.values() if anchor in entry["anchors"]}
+        table.add_column(f"{anchor.replace('_', ' ')} ({_range(counts)})", justify="right", style="dim")
     table.add_column("unit")
     for name, entry in entries.items():
         row = [f"{entry['anchors'][anchor]:.4g}" if anchor in entry["anchors"] else "" for anchor in anchors]
         table.add_row(name, f"{entry['value']:.4g}", *row, entry["unit"])
     return table
+
+
+def _range(counts: set[int]) -> str:
+    return "-".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
 def absences(plain: dict[str, Any]) -> list[str]:

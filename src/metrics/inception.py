@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 
-from src.core.errors import NotApplicable
+from src.core.errors import NotApplicable, UserError
 from src.metrics.features import ImageSet
-from src.metrics.metric import Inputs, Measurement, Metric
+from src.metrics.metric import Inputs, Measurement, Metric, measure_anchors
 
 __all__ = ["FID", "InceptionScore"]
 
@@ -40,6 +40,8 @@ class _InceptionMetric(Metric):
     _name: ClassVar[str]  # of its YAML, for messages
 
     def __init__(self, weights: str | None, download: bool) -> None:
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"metric.{self._name}.weights={weights} is not a file")
         self._weights = weights
         self._download = download
 
@@ -48,12 +50,11 @@ class _InceptionMetric(Metric):
             raise NotApplicable(
                 f"no Inception weights: give metric.{self._name}.weights=FILE, or metric.{self._name}.download=true"
             )
-        if self._weights is not None and not Path(self._weights).is_file():
-            raise NotApplicable(f"metric.{self._name}.weights={self._weights} is not a file")
         try:
-            return _load(self._weights, layer).to(next(inputs.model.parameters()).device)
+            network = _load(self._weights, layer)
         except Exception as error:  # network, file and format errors of many kinds: all mean "no weights"
             raise NotApplicable(f"the Inception weights cannot be loaded ({type(error).__name__}: {error})") from error
+        return network.to(next(inputs.model.parameters()).device)
 
     def _card(self, network: "_Inception", **rest: Any) -> dict[str, Any]:
         return {
@@ -83,8 +84,8 @@ class FID(_InceptionMetric):
             return float(metric.compute()), num_samples
 
         value, num_samples = distance(generated)
-        anchors = {name: distance(images)[0] for name, images in inputs.anchors.items()}
-        card = self._card(network, num_samples=num_samples, num_reference=num_reference, reference_split="train")
+        anchors, about = measure_anchors(inputs, distance)
+        card = self._card(network, num_samples=num_samples, num_reference=num_reference, reference_split="train", **about)
         return Measurement(value, "1", card, anchors=anchors)
 
 
@@ -97,8 +98,8 @@ class InceptionScore(_InceptionMetric):
         generated = inputs.need_generated()
         network = self._network("logits_unbiased", inputs)
         value, num_samples = self._score(network, generated)
-        anchors = {name: self._score(network, images)[0] for name, images in inputs.anchors.items()}
-        return Measurement(value, "1", self._card(network, num_samples=num_samples, splits=10), anchors=anchors)
+        anchors, about = measure_anchors(inputs, lambda images: self._score(network, images))
+        return Measurement(value, "1", self._card(network, num_samples=num_samples, splits=10, **about), anchors=anchors)
 
     def _score(self, network: "_Inception", images: ImageSet) -> tuple[float, int]:
         metric = TorchmetricsInceptionScore(feature=network, splits=10).to(network.device)

@@ -12,7 +12,7 @@ from src.core.errors import NotApplicable
 from src.core.spec import DataSpec
 from src.metrics.features import Extractor, ImageSet
 
-__all__ = ["Inputs", "Measurement", "Metric", "SampleMetric", "require"]
+__all__ = ["Inputs", "Measurement", "Metric", "SampleMetric", "measure_anchors", "require"]
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,40 @@ class SampleMetric(Metric):
     def measure(self, inputs: Inputs) -> Measurement:
         generated = inputs.need_generated()
         extractor = self.extractor(inputs)
-        value = self.of(generated, inputs.reference, extractor)
-        anchors = {name: self.of(images, inputs.reference, extractor) for name, images in inputs.anchors.items()}
+
+        def counted(images: ImageSet) -> tuple[float, int]:
+            return self.of(images, inputs.reference, extractor), images.features(extractor).count
+
+        value, num_samples = counted(generated)
+        anchors, about_anchors = measure_anchors(inputs, counted)
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
-            "num_samples": generated.features(extractor).count,
+            "num_samples": num_samples,
             "num_reference": inputs.reference.features(extractor).count,
             "reference_split": "train",
+            **about_anchors,
             **self.protocol(),
         }
         return Measurement(value, self.unit, card, anchors=anchors)
+
+
+def measure_anchors(
+    inputs: Inputs, counted: Callable[[ImageSet], tuple[float, int]]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The values of the reference rows, and what a card says of them: how many images each had, or why it has no value.
+
+    Args:
+        counted: the quantity of a set of images, and their number.
+    """
+    values: dict[str, float] = {}
+    about: dict[str, Any] = {}
+    for name, images in inputs.anchors.items():
+        try:
+            values[name], about[name] = counted(images)
+        except NotApplicable as reason:
+            about[name] = str(reason)
+    return values, {"anchors": about}
 
 
 def require(inputs: Inputs, capability: type) -> None:

@@ -21,4 +21,4 @@ class ReconstructionError(Metric):
                 count += len(batch)
         value = total / (count * inputs.spec.num_dims)
         card = {"split": "test", "num_examples": count, "values": inputs.spec.values.kind}
-        return Measurement(value, "squared data units", card)
+        return Measurement(value, "data units^2", card)

@@ -13,12 +13,15 @@ from src.core.errors import UserError, require_at_least
 from src.core.protocols import Adversarial, Trainable
 from src.training.adversarial import AdversarialTraining
 from src.training.callbacks.budget import StepBudget
+from src.training.callbacks.last_validation import LastValidation
 from src.training.gradient import GradientTraining
 from src.training.module import TrainingModule
 
 __all__ = ["make_trainer", "make_training_module"]
 
 log = logging.getLogger(__name__)
+
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # losses and statistics need float32 weights
 
 
 def make_training_module(
@@ -64,7 +67,7 @@ def make_trainer(
 
     Args:
         default_root_dir, callbacks, logger: from the entry point.
-        max_steps: end after so many batches; None for no limit.
+        max_steps: end after so many batches, whatever max_epochs says; None for a budget in epochs.
         val_every_n_epochs: how often the model is measured on held-out data, drawn and saved.
         The others: see `lightning.Trainer`.
     """
@@ -73,8 +76,10 @@ def make_trainer(
     require_at_least("trainer.max_epochs", max_epochs, 1)
     require_at_least("trainer.max_steps", max_steps, 1)
     require_at_least("trainer.val_every_n_epochs", val_every_n_epochs, 1)
-    if max_steps is not None:
-        callbacks = [*callbacks, StepBudget(max_steps)]
+    if precision not in _PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is not supported; allowed: {', '.join(_PRECISIONS)}")
+    budget = [] if max_steps is None else [StepBudget(max_steps)]
+    callbacks = [*callbacks, *budget, LastValidation()]
     try:
         return L.Trainer(
             default_root_dir=default_root_dir,
@@ -85,7 +90,7 @@ def make_trainer(
             num_nodes=num_nodes,
             strategy=strategy,
             precision=precision,
-            max_epochs=-1 if max_epochs is None else max_epochs,
+            max_epochs=max_epochs if max_steps is None else -1,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             check_val_every_n_epoch=val_every_n_epochs,

@@ -51,7 +51,7 @@ class TrainingModule(L.LightningModule, ABC):
         super().__init__()
         require_at_least("training.log_every_n_steps", log_every_n_steps, 1)
         require_at_least("training.ema_half_life_examples", ema_half_life_examples, 1)
-        require_at_least("training.gradient_clip_norm", gradient_clip_norm, 0)
+        require_at_least("training.gradient_clip_norm", gradient_clip_norm, 1e-12)
         self.model = model
         self.step = 0  # batches so far
         self.examples_seen = 0  # over all ranks
