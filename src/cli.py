@@ -39,7 +39,7 @@ def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: 
         check: called with the config before Hydra makes any directory; raises `UserError` if it cannot be.
     """
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument or argument.startswith(("+", "~"))]
+    overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
     if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
         try:
             for config in _compose_all(config_name, overrides):
@@ -48,6 +48,11 @@ def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: 
             sys.exit(_in_one_line(error))
     decorate = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     decorate(_with_short_errors(task))()
+
+
+def _is_override(argument: str) -> bool:
+    """Whether an argument is for the config; those with a dash are Hydra's own."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith(("+", "~")))
 
 
 def _in_one_line(error: UserError) -> str:
@@ -89,6 +94,7 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
                 if missing := sorted(OmegaConf.missing_keys(config)):
                     raise UserError(f"{missing[0]} must be given: {missing[0]}=...")
                 OmegaConf.to_container(config, resolve=True)
+                _require_known_parts(config, config_name, single, parsed)
                 _require_types(config, _with_groups_only(config_name, parsed), parsed)
             except HydraException as error:
                 raise UserError(_explain(error, config_name, parsed)) from error
@@ -150,14 +156,37 @@ def _explain(error: HydraException, config_name: str, parsed: list[Override]) ->
     return message.splitlines()[0]
 
 
+def _require_known_parts(config: DictConfig, config_name: str, single: list[str], parsed: list[Override]) -> None:
+    """Refuse a top-level key that only an experiment or a `+` brings: nothing would read it."""
+    if not any(
+        override.key_or_group == "experiment" or override.is_add() or override.is_force_add() for override in parsed
+    ):
+        return
+    root = OmegaConf.load(CONF / f"{config_name}.yaml")
+    groups = {group for entry in root.defaults if isinstance(entry, DictConfig) for group in entry}
+    choices = compose(config_name, overrides=single, return_hydra_config=True).hydra.runtime.choices
+    same_groups = [f"{group}={choice}" for group, choice in choices.items() if group in groups and choice is not None]
+    known = [str(key) for key in compose(config_name, overrides=same_groups)]
+    for key in map(str, config):
+        if key not in known:
+            raise UserError(f"{key} is not a part of the config, so nothing would read it{_nearest(key, known)}")
+
+
 def _require_types(config: DictConfig, default: DictConfig, parsed: list[Override]) -> None:
-    """Refuse a value of another kind than the default's: a word for a number, a number for a list."""
+    """Refuse a value of another kind than the default's: a word for a number, a fraction for a whole number."""
+    kinds = (
+        (bool, bool, "true or false"),
+        (int, int, "a whole number"),
+        (float, (int, float), "a number"),
+        (ListConfig, ListConfig, "a list"),
+    )
     for override in parsed:
         key = override.key_or_group
         wanted, given = OmegaConf.select(default, key), OmegaConf.select(config, key)
-        for kind, name in ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list")):
+        for kind, allowed, name in kinds:
             if isinstance(wanted, kind):
-                if given is not None and not isinstance(given, kind):
+                is_bool_for_number = isinstance(given, bool) and kind is not bool
+                if given is not None and (is_bool_for_number or not isinstance(given, allowed)):
                     raise UserError(f"{key}={given} must be {name}, as in {key}={str(wanted).replace(' ', '')}")
                 break
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from src.build import build, build_model, plain
+from src.core.errors import UserError
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.protocol import evaluate
@@ -19,7 +20,7 @@ from src.runs import Run
 from src.training.domain_classifier import domain_classifier
 from src.training.weights import load_weights
 
-__all__ = ["evaluate_run", "load_data", "load_model", "load_trained_model"]
+__all__ = ["evaluate_run", "load_data", "load_model", "load_spec", "load_trained_model"]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,17 @@ log = logging.getLogger(__name__)
 def load_data(config: DictConfig) -> ArrayData:
     """The data of a config, prepared, with its loaders."""
     return ArrayData(build(config.data), seed=config.seed, **build(config.loader))
+
+
+def load_spec(run: Run, config: DictConfig) -> DataSpec:
+    """What the model of a run was built for; needs the data only in a run from before `spec.json`."""
+    written = run.spec()
+    if written is None:
+        return load_data(config).spec
+    try:
+        return DataSpec.from_dict(written)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.path / 'spec.json'} is damaged ({type(error).__name__}: {error})") from error
 
 
 def load_model(config: DictConfig, spec: DataSpec) -> nn.Module:
@@ -46,8 +58,12 @@ def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint:
 
 
 def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any]:
-    """Measure a run's checkpoint; writes and prints the results and returns them as plain JSON types."""
+    """Measure a run's checkpoint; writes and prints the results and returns them as plain JSON types.
+
+    Earlier results of metrics that are not measured now stay in the run's `results.json`.
+    """
     settings = config.evaluation
+    earlier = run.results() or {}
     model, about = load_trained_model(run, config, data.spec, settings.checkpoint)
     log.info(f"evaluating the {about['checkpoint']} checkpoint, {about['weights']} weights, {settings.num_samples} samples")
     results = evaluate(
@@ -68,7 +84,7 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         about=about,
     )
     as_json = to_json(results)
-    run.write_results(as_json)
+    run.write_results(as_json | {"metrics": earlier.get("metrics", {}) | as_json["metrics"]})
     _report(as_json)
     return as_json
 

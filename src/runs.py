@@ -3,7 +3,8 @@
 config.yaml       resolved, plain types          status.json     running | done | failed (+ reason) | interrupted
 checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
 tensorboard/      events                         results.json    every metric with its card
-log.txt           what the console said          environment.json  git commit and diff, versions, device, seed
+log.txt           what the console said          environment.json  git commit, diff and status, versions, device, seed
+spec.json         what one example of the data is
 """
 
 import hashlib
@@ -111,15 +112,31 @@ class Run:
         raise UserError(f"run={self.path} has no {choices[name][-1]} checkpoint (its status is {self.status()['status']})")
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self._status_file.read_text())
+        status = _read_json(self._status_file)
+        if "status" not in status:
+            raise UserError(f"{self._status_file} is damaged (it has no status)")
+        return status
 
     def set_status(self, status: str, reason: str | None = None) -> None:
         """Record "running", "done", "failed" or "interrupted", with the reason of a failure."""
         entry = {"status": status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
 
+    def results(self) -> dict[str, Any] | None:
+        """What was measured so far; None if nothing was."""
+        file = self.path / "results.json"
+        return _read_json(file) if file.exists() else None
+
     def write_results(self, results: dict[str, Any]) -> None:
         _write_json(self.path / "results.json", results)
+
+    def spec(self) -> dict[str, Any] | None:
+        """The data spec the model was built for, as plain types; None in a run from before it was written down."""
+        file = self.path / "spec.json"
+        return _read_json(file) if file.exists() else None
+
+    def write_spec(self, spec: dict[str, Any]) -> None:
+        _write(self.path / "spec.json", json.dumps(spec, indent=2))  # unbounded values have infinite limits
 
     def write_environment(self, seed: int, device: str) -> None:
         """Record what else the run depends on: code, packages, machine, command."""
@@ -127,6 +144,7 @@ class Run:
             "command": [sys.executable, *sys.argv],
             "git_commit": _git("rev-parse", "HEAD"),
             "git_diff": _git("diff", "HEAD"),
+            "git_status": _git("status", "--porcelain"),  # names the files that git does not know
             "python": platform.python_version(),
             "packages": {name: version(name) for name in _PACKAGES},
             "platform": platform.platform(),
@@ -135,6 +153,16 @@ class Run:
             "seed": seed,
         }
         _write_json(self.path / "environment.json", environment)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no JSON object)")
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -152,7 +180,9 @@ def _git(*arguments: str) -> str | None:
     """Output of a git command in the source tree; None where there is no git or no repository."""
     here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    return done.stdout.decode(errors="replace").strip("\n")  # a diff quotes files of any encoding

@@ -11,6 +11,8 @@ from src.runs import Run
 
 log = logging.getLogger(__name__)
 
+_GRID = "grid.png"
+
 
 def sample(config: DictConfig) -> None:
     """Write n samples; sample i depends on the seed and i alone."""
@@ -19,28 +21,55 @@ def sample(config: DictConfig) -> None:
 
     from src.core.protocols import CanSample
     from src.evaluation.protocol import draw_samples, spread_classes
-    from src.experiment import load_data, load_trained_model
+    from src.experiment import load_spec, load_trained_model
     from src.training.callbacks.pictures import image_grid
 
     run = Run.open(Path(config.run))
     of_run = run.config()
-    spec = load_data(of_run).spec
+    spec = load_spec(run, of_run)
     model, about = load_trained_model(run, of_run, spec, config.checkpoint)
     if not isinstance(model, CanSample):
         raise UserError(f"model={of_run.name.model} draws no samples (it has no CanSample); sample a model that does")
+    if config["class"] is not None and not model.is_conditional:
+        raise UserError(f"class={config['class']} cannot be asked of model={of_run.name.model}: it is not conditional")
     device = next(model.parameters()).device
-    condition = spread_classes(spec, config.n, device) if model.is_conditional else None
+    chosen = None if config["class"] is None else _class_number(config["class"], spec.class_names)
+    condition = None
+    if model.is_conditional:
+        turns = spread_classes(spec, config.n, device)
+        condition = turns if chosen is None else torch.full_like(turns, chosen)
     batches = draw_samples(model, config.n, config.batch_size, config.seed, condition)
     samples = torch.cat(list(batches))
 
-    folder = Path(config.out) if config.out else run.samples / f"drawn_seed{config.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    width = len(str(config.n - 1))
+    which = about["checkpoint"] if chosen is None else f"{about['checkpoint']}_class{chosen}"
+    folder = Path(config.out) if config.out else run.samples / f"drawn_seed{config.seed}_{which}"
+    _empty(folder)
+    per_row = spec.num_classes if condition is not None and chosen is None else 8
+    save_image(image_grid(spec, samples, per_row) / 255, folder / _GRID)
+    width = max(5, len(str(config.n - 1)))
     for i, image in enumerate(spec.to_bytes(samples).cpu()):
         save_image(image / 255, folder / f"{i:0{width}d}.png")
-    per_row = spec.num_classes if condition is not None else 8
-    save_image(image_grid(spec, samples, per_row) / 255, folder / "grid.png")
     log.info(f"{config.n} samples of the {about['checkpoint']} checkpoint ({about['weights']} weights) in {folder}")
+
+
+def _class_number(given: int | str, names: tuple[str, ...]) -> int:
+    """The number of a class that is given by its name or its number; names come first."""
+    wanted = str(given)
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    raise UserError(f"class={given} is not known; allowed: {', '.join(names)}, or a number from 0 to {len(names) - 1}")
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder, or remove the samples of an earlier call; the grid, written first, tells that they are ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbered = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
+    if numbered and not (folder / _GRID).exists():
+        raise UserError(f"out={folder} holds pictures of someone else ({numbered[0].name}); give another folder")
+    for file in numbered:
+        file.unlink()
 
 
 def _check(config: DictConfig) -> None:

@@ -57,6 +57,7 @@ def _train(config: DictConfig, run: Run) -> None:
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
     data = load_data(config)
+    run.write_spec(data.spec.to_dict())
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # a metric that cannot be is better refused before the training than after it
     model = load_model(config, data.spec)

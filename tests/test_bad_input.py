@@ -10,6 +10,7 @@ import time
 import urllib.error
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from src.data.digits import digits
 from src.data.image_folder import image_folder
 from src.models.gan import GAN
 from src.models.vae import VAE
+from src.networks.classifier import SmallClassifier
 from src.runs import Run
+from src.training.domain_classifier import domain_classifier
 from tests.commands import QUICK, ROOT, Said, call
 from tests.configs import compose_config
-from tests.examples import image_spec
+from tests.examples import image_data, image_spec
 
 # --- how it is told --------------------------------------------------------------------------------------------------
 
@@ -159,6 +162,12 @@ def test_source_without_enough_images_is_named(tmp_path, make, sentence):
     assert str(path) in found
 
 
+def test_share_that_leaves_nothing_to_train_on_is_named(tmp_path):
+    path = _images(tmp_path / "images", count=10)
+    sentence = f"data.held_out=0.49 leaves none of the 10 images of {path} to train on"
+    assert sentence in _refusal(path, held_out=0.49)
+
+
 @pytest.mark.parametrize("setting", [{"size": 0}, {"held_out": 0.5}, {"held_out": 0}])
 def test_senseless_setting_of_a_folder_is_named(tmp_path, setting):
     ((key, value),) = setting.items()
@@ -229,6 +238,10 @@ def test_model_that_cannot_take_the_data_names_both(overrides, spec, words):
         (["trainer.max_epochs=null", "trainer.max_steps=null"], "the training has no end"),
         (["trainer.accelerator=quantum"], "trainer"),
         (["trainer.precision=12"], "trainer"),
+        (["callback.pictures.num_samples=1"], "callback.pictures.num_samples=1 must be at least 2"),
+        (["callback.pictures.every_n_validations=0"], "callback.pictures.every_n_validations=0 must be at least 1"),
+        (["callback.progress.redraws_per_second=0"], "callback.progress.redraws_per_second=0 must be more than 0"),
+        (["callback.checkpoint.monitor=val/lozz"], "monitor=val/lozz is not measured; allowed: val/kl, val/loss, "),
         (["model=gan", "training.n_critic=0"], "training.n_critic=0 must be at least 1"),
     ],
 )
@@ -338,7 +351,42 @@ def test_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(copied, r
 def test_truncated_checkpoint_is_named(copied, refused, size):
     file = copied.checkpoint("auto")
     file.write_bytes(file.read_bytes()[:size])
-    assert f"{file} is not a whole checkpoint" in refused("sample", f"run={copied.path}")
+    assert f"{file} cannot be read as a checkpoint (" in refused("sample", f"run={copied.path}")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("this is text, no checkpoint", "IndexError"), ("", "EOFError")])
+def test_text_in_place_of_a_checkpoint_is_named_with_what_went_wrong(copied, refused, content, kind):
+    file = copied.checkpoint("auto")
+    file.write_text(content)
+    assert f"{file} cannot be read as a checkpoint ({kind}: " in refused("sample", f"run={copied.path}")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": '])
+def test_damaged_status_is_named(copied, content):
+    (copied.path / "status.json").write_text(content)
+    with pytest.raises(UserError, match=r"status\.json is damaged \("):
+        copied.status()
+
+
+def test_damaged_results_are_named_before_anything_is_measured(copied, refused):
+    (copied.path / "results.json").write_text("{")
+    assert f"{copied.path / 'results.json'} is damaged (" in refused("evaluate", f"run={copied.path}")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", None])
+def test_damaged_classifier_is_trained_anew(tmp_path, caplog, content):
+    data = image_data((1, 8, 8), "discrete")
+    network, optimizer = partial(SmallClassifier), partial(torch.optim.Adam, lr=1e-3)
+    settings = {"num_steps": 2, "batch_size": 8, "seed": 0, "recipe": {}}
+    first = domain_classifier(data, tmp_path, network, optimizer, **settings)
+    (file,) = tmp_path.iterdir()
+    whole = torch.load(file, weights_only=True)
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    again = domain_classifier(data, tmp_path, network, optimizer, **settings)
+    assert f"{file} is damaged" in caplog.text
+    assert again.name == first.name
+    mended = torch.load(file, weights_only=True)
+    assert all(torch.equal(value, mended[key]) for key, value in whole.items())
 
 
 def test_checkpoint_of_another_model_is_refused(copied, refused, trained):
@@ -357,13 +405,12 @@ def test_checkpoint_of_another_model_is_refused(copied, refused, trained):
     ids=["os.system", "through ours", "git alias", "yaml tag"],
 )
 @pytest.mark.parametrize(
-    ("command", "part"), [("sample", "data"), ("sample", "model"), ("sample", "loader"), ("evaluate", "metric")]
+    ("command", "part"), [("sample", "model"), ("evaluate", "data"), ("evaluate", "loader"), ("evaluate", "metric")]
 )
 def test_config_that_would_run_code_is_refused_and_does_not_run_it(copied, refused, tmp_path, code, command, part):
     file = copied.path / "config.yaml"
-    text = (
-        file.read_text().replace(f"\n{part}:\n", f"\n{part}:\n  surprise: {code}\n").replace("PWNED", f"{tmp_path}/pwned")
-    )
+    text = f"\n{file.read_text()}".replace(f"\n{part}:\n", f"\n{part}:\n  surprise: {code}\n")
+    text = text.replace("PWNED", f"{tmp_path}/pwned")
     assert "surprise" in text
     file.write_text(text)
     refused(command, f"run={copied.path}")
@@ -387,6 +434,7 @@ def test_run_without_a_checkpoint_is_told_with_its_status(copied, refused):
     [
         ("n=0", "n=0 must be at least 1"),
         ("batch_size=0", "batch_size=0 must be at least 1"),
+        ("n=2.5", "n=2.5 must be a whole number"),
         ("checkpoint=lst", "checkpoint=lst is not known; allowed: last, best, auto"),
     ],
 )

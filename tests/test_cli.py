@@ -2,6 +2,8 @@
 
 import re
 import resource
+import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -76,7 +78,12 @@ def test_help_comes_at_once(command):
         ("-m model=glob(*) optim.lrr=1", "optim.lrr is not a key of the config"),
         ("-m hydra.job.num=0,1 model=vae,dcgann", "model=dcgann does not exist"),
         ("optim.lr=abc", "optim.lr=abc must be a number, as in optim.lr=0.001"),
-        ("seed=", "seed= must be a number, as in seed=0"),
+        ("seed=", "seed= must be a whole number, as in seed=0"),
+        ("seed=true", "seed=True must be a whole number, as in seed=0"),
+        ("model.latent_dim=2.5", "model.latent_dim=2.5 must be a whole number, as in model.latent_dim=20"),
+        ("-m trainer.max_epochs=2,1.5", "trainer.max_epochs=1.5 must be a whole number, as in trainer.max_epochs=200"),
+        ("+trianer.max_epochs=3", "trianer is not a part of the config, so nothing would read it; did you mean trainer?"),
+        ("++pictures.seed=3", "pictures is not a part of the config, so nothing would read it"),
         ("encoder.hidden=3", "encoder.hidden=3 must be a list, as in encoder.hidden=[400]"),
         ("data=mnist data.download=perhaps", "data.download=perhaps must be true or false"),
         ("seed=[1", "no viable alternative at input '[1'"),
@@ -87,6 +94,49 @@ def test_mistake_is_named_with_the_nearest_valid_name(tmp_path, overrides, sente
     assert said.code == 1
     assert said.text.startswith(f"error: {sentence}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_number_with_a_fraction_may_be_given_as_a_whole_one(tmp_path):
+    said = call("train", "optim.lr=1", "training.ema_half_life_examples=1e4", "model=gan", "--cfg=job")
+    assert "did you mean optim.generator.lr?" in said.text  # so that what follows is known to be checked
+    said = call("train", "optim.generator.lr=1", "training.ema_half_life_examples=1e4", "model=gan", "--cfg=job")
+    assert said.code == 0, said.text
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch) -> Callable[[str], str]:
+    """`experiment(text)`: the override that chooses an experiment of that text, in a copy of the configs."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr("src.cli.CONF", tmp_path / "conf")
+
+    def written(text: str) -> str:
+        (tmp_path / "conf" / "experiment" / "this.yaml").write_text(f"# @package _global_\n{text}")
+        return "experiment=this"
+
+    return written
+
+
+def test_unknown_part_in_an_experiment_is_named(tmp_path, experiment):
+    said = call("train", experiment("trianer: {max_epochs: 1}"), f"hydra.run.dir={tmp_path}/run")
+    assert said.code == 1
+    assert said.text.startswith(
+        "error: trianer is not a part of the config, so nothing would read it; did you mean trainer?"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("addition", ["+callback.more._target_=x", "+encoder.depth=3", "data=mnist", "metric=[]"])
+def test_experiment_and_additions_below_known_parts_are_taken(experiment, addition):
+    chosen = experiment("defaults:\n  - override /model: gan\ngenerator: {hidden: [3]}\ntrainer: {max_epochs: 1}")
+    said = call("train", chosen, addition.replace("encoder", "discriminator"), "--cfg=job")
+    assert said.code == 0, said.text
+    assert "max_epochs: 1\n" in said.text
+
+
+def test_arguments_with_dashes_are_hydras_own():
+    said = call("train", "--config-name=config", "--cfg=job", "seed=3")
+    assert said.code == 0, said.text
+    assert "seed: 3\n" in said.text
 
 
 @pytest.mark.parametrize("group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -19,9 +22,10 @@ from torch import Tensor, nn
 from src.core.protocols import Adversarial, CanEncode, CanReconstruct, CanSample, Trainable
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.evaluate import _take_given
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_data, load_model, load_trained_model
-from src.runs import Run
+from src.runs import Run, _git
 from tests.commands import QUICK, Trained, call, run_cli, train
 from tests.configs import options, target
 
@@ -171,9 +175,15 @@ def test_checkpoint_counts_batches_once(run):
 
 def test_environment_is_written_down(run):
     environment = json.loads((run.path / "environment.json").read_text())
-    assert {"git_commit", "git_diff", "packages", "device", "seed", "command"} <= set(environment)
+    assert {"git_commit", "git_diff", "git_status", "packages", "device", "seed", "command"} <= set(environment)
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert (environment["seed"], environment["device"]) == (0, "cpu")
+
+
+def test_output_of_git_may_have_any_encoding(monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout=b" M caf\xe9\n")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: done)
+    assert _git("status") == " M caf\N{REPLACEMENT CHARACTER}"
 
 
 def test_log_holds_what_the_console_said(this):
@@ -291,6 +301,92 @@ def test_evaluating_again_gives_the_same_results(run):
     assert (run.path / "results.json").read_bytes() == before
 
 
+@pytest.fixture
+def copied(trained, tmp_path) -> Run:
+    """A finished VAE of one's own to change."""
+    shutil.copytree(trained("vae").run.path, tmp_path / "copy")
+    return Run.open(tmp_path / "copy")
+
+
+def test_evaluation_takes_what_is_not_given_from_the_run_and_keeps_other_results(copied):
+    before = _results(copied)["metrics"]
+    said = call("evaluate", f"run={copied.path}", "evaluation.seed=1", "metric=[fd]")
+    assert said.code == 0, said.text
+    after = _results(copied)["metrics"]
+    assert list(after) == list(before)
+    assert {metric: after[metric] for metric in after if metric != "fd"} == {m: before[m] for m in before if m != "fd"}
+    assert after["fd"]["card"] == before["fd"]["card"] | {"seed": 1}  # the run's number of samples and its classifier
+    assert after["fd"]["value"] != before["fd"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["evaluation.seed=1"], {"metric": {"fd": {"a": 1}, "cs": {}}, "evaluation": {"seed": 1, "n": {"x": 7, "y": 8}}}),
+        (["evaluation.n={x:1}"], {"metric": {"fd": {"a": 1}, "cs": {}}, "evaluation": {"seed": 5, "n": {"x": 1, "y": 8}}}),
+        (["metric.fid.b=2", "run=x"], {"metric": {"fd": {"a": 1}, "cs": {}, "fid": {"b": 2, "t": 0}}}),
+        (["metric.fid.b=2", "metric=[fid]"], {"metric": {"fid": {"b": 2, "t": 0}}}),
+        (["~metric.cs"], {"metric": {"fd": {"a": 1}}}),
+    ],
+)
+def test_command_line_changes_the_keys_it_names_alone(overrides, expected):
+    of_run = {"metric": {"fd": {"a": 1}, "cs": {}}, "evaluation": {"seed": 5, "n": {"x": 7, "y": 8}}, "data": {}}
+    given = OmegaConf.create({"metric": {"fid": {"b": 2, "t": 0}}, "evaluation": {"seed": 0, "n": {"x": 0, "y": 0}}})
+    config = OmegaConf.create(of_run)
+    _take_given(config, given, overrides)
+    assert OmegaConf.to_container(config) == of_run | expected
+
+
+def test_run_without_its_data_can_be_sampled(copied, tmp_path):
+    file = copied.path / "config.yaml"
+    file.write_text(file.read_text().replace("src.data.digits.digits", "src.data.nowhere.nothing"))
+    assert len(_sample(copied, tmp_path / "out", "n=2")) == 3
+    (copied.path / "spec.json").write_text('{"name": "digits"}')
+    said = call("sample", f"run={copied.path}", "n=2")
+    assert (said.code, said.text.count("spec.json is damaged (KeyError: 'modality')")) == (1, 1)
+
+
+def test_fewer_samples_leave_none_of_an_earlier_call(copied):
+    for n in (12, 3):
+        assert call("sample", f"run={copied.path}", f"n={n}").code == 0
+    folder = copied.samples / "drawn_seed0_best"
+    assert sorted(file.name for file in folder.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
+
+
+def test_pictures_of_someone_else_are_left_alone(copied, tmp_path):
+    (tmp_path / "7.png").write_text("mine")
+    said = call("sample", f"run={copied.path}", "n=2", f"out={tmp_path}")
+    assert said.code == 1
+    assert f"out={tmp_path} holds pictures of someone else (7.png)" in said.text
+    assert [file.name for file in tmp_path.glob("*.png")] == ["7.png"]
+
+
+@pytest.mark.parametrize("name", ["cgan"])
+def test_one_class_can_be_drawn_by_name_or_number(run, model, data, tmp_path):
+    name = data.spec.class_names[3]
+    pictures = _sample(run, tmp_path / "by_number", "n=3", "seed=3", "class=3")
+    by_name = _sample(run, tmp_path / "by_name", "n=3", "seed=3", f"class='{name}'")
+    drawn = torch.cat(list(draw_samples(model, 3, 3, 3, torch.full((3,), 3))))
+    for i, expected in enumerate(data.spec.to_bytes(drawn).numpy()):
+        assert abs(_grey(pictures[f"{i:05d}.png"]) - expected[0]).max() <= 1
+        assert (pictures[f"{i:05d}.png"] == by_name[f"{i:05d}.png"]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "sentence"),
+    [
+        ("cgan", "10", "class=10 is not known; allowed: "),
+        ("cgan", "cat", "class=cat is not known; allowed: "),
+        ("cgan", "-1", "class=-1 is not known; allowed: "),
+        ("vae", "1", "class=1 cannot be asked of model=vae: it is not conditional"),
+    ],
+)
+def test_class_that_cannot_be_drawn_is_named(trained, tmp_path, model, given, sentence):
+    said = call("sample", f"run={trained(model).run.path}", f"out={tmp_path / 'out'}", f"class={given}")
+    assert said.code == 1
+    assert f"error: {sentence}" in said.text
+
+
 def _sample(run: Run, out: Path, *arguments: str) -> dict[str, np.ndarray]:
     """The pictures that `python -m src.sample` writes, by name."""
     said = call("sample", f"run={run.path}", f"out={out}", *arguments)
@@ -301,7 +397,7 @@ def _sample(run: Run, out: Path, *arguments: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["vae", "cgan"])  # that the noise of every model is so, test_contracts.py shows
 def test_sampling_writes_pictures_that_depend_on_the_seed_alone(run, tmp_path):
     pictures = _sample(run, tmp_path / "first", "n=11", "seed=3")
-    assert sorted(pictures) == [*(f"{i:02d}.png" for i in range(11)), "grid.png"]
+    assert sorted(pictures) == [*(f"{i:05d}.png" for i in range(11)), "grid.png"]
     again = _sample(run, tmp_path / "again", "n=11", "seed=3")
     assert all((pictures[name] == again[name]).all() for name in pictures)
     in_parts = _sample(run, tmp_path / "in_parts", "n=11", "seed=3", "batch_size=4")
@@ -316,7 +412,7 @@ def test_samples_are_those_of_the_model(run, model, data, tmp_path):
     condition = torch.arange(3) if model.is_conditional else None
     expected = data.spec.to_bytes(torch.cat(list(draw_samples(model, 3, 3, 3, condition)))).numpy()
     for i in range(3):
-        assert abs(_grey(pictures[f"{i}.png"]) - expected[i, 0]).max() <= 1
+        assert abs(_grey(pictures[f"{i:05d}.png"]) - expected[i, 0]).max() <= 1
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:

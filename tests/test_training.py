@@ -1,11 +1,13 @@
 """What training counts, when each player moves, and the averaged weights."""
 
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -13,6 +15,7 @@ from src.build import build, build_model
 from src.core.errors import UserError
 from src.core.protocols import Adversarial
 from src.experiment import load_data, load_trained_model
+from src.training.callbacks.progress import EpochProgress
 from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
@@ -67,6 +70,17 @@ def test_budget_may_end_within_an_epoch_and_still_gives_a_whole_run(tmp_path, ca
     assert _checkpoint(tmp_path)["progress"]["step"] == 7
     assert run.status()["status"] == "done"
     assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize(("max_epochs", "max_steps", "total"), [(3, None, 9), (3, 5, 5), (1, 5, 5), (None, 5, 5)])
+def test_progress_bar_ends_where_the_training_ends(tmp_path, max_epochs, max_steps, total):
+    progress = EpochProgress(Console(file=StringIO(), force_terminal=True), redraws_per_second=1000.0)
+    seen = []
+    progress.on_train_batch_end = lambda *_: seen.append(progress._bar.tasks[0].total)
+    settings = build(compose_config().trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "max_steps": max_steps}
+    trainer = make_trainer(tmp_path, [progress], [], **settings | {"limit_val_batches": 0})
+    trainer.fit(_module("vae", clip=0.01), datamodule=image_data((1, 8, 8), "discrete"))  # three batches an epoch
+    assert seen == [total] * total
 
 
 @pytest.mark.parametrize("n_critic", [0, -1])

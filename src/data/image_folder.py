@@ -47,8 +47,14 @@ def image_folder(
 
     def make(folder: Path) -> tuple[str, ...]:
         labels, class_names = images.classes()
-        num_held_out = max(1, round(held_out * len(images.names)))
-        parts = split_indices(len(images.names), num_held_out, 0 if test_images else num_held_out)
+        num_images = len(images.names)
+        num_held_out = max(1, round(held_out * num_images))
+        num_test = 0 if test_images else num_held_out
+        if num_held_out + num_test >= num_images:
+            raise UserError(
+                f"data.held_out={held_out} leaves none of the {num_images} images of {path} to train on; lower it"
+            )
+        parts = split_indices(num_images, num_held_out, num_test)
         for split, index in parts.items():
             if len(index):
                 _write(folder, split, images, index, labels, size, colour)

@@ -42,7 +42,7 @@ class AdversarialTraining(TrainingModule):
         self._n_critic = n_critic
 
     def configure_optimizers(self) -> list[Optimizer]:
-        return [make(player.parameters()) for make, player in zip(self._make_optimizers, self.model.players(), strict=True)]
+        return [self._built(make, player) for make, player in zip(self._make_optimizers, self.model.players(), strict=True)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()

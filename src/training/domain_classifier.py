@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from src.core.errors import NotApplicable
+from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.metrics.features import Extractor, NetworkExtractor
 from src.models.classifier import Classifier
@@ -23,6 +25,8 @@ from src.training.gradient import GradientTraining
 __all__ = ["domain_classifier"]
 
 log = logging.getLogger(__name__)
+
+_DAMAGE = (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def domain_classifier(
@@ -51,15 +55,30 @@ def domain_classifier(
     key = json.dumps({"recipe": recipe, "data": data.arrays.fingerprint, "spec": spec.to_dict()}, sort_keys=True)
     name = f"{spec.name}-classifier-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     file = cache / f"{name}.pt"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = Classifier(spec, network)
-    if file.exists():
-        classifier.load_state_dict(torch.load(file, weights_only=True))
-    else:
+    classifier = _untrained(spec, network, seed)
+    if not _is_read_back(classifier, file):
+        classifier = _untrained(spec, network, seed)  # a damaged file may have filled some of the weights
         _train(classifier, ArrayData(data.arrays, batch_size, 512, 0, seed), optimizer, num_steps, seed)
         _save(classifier, file)
     return NetworkExtractor(name, classifier)
+
+
+def _untrained(spec: DataSpec, network: Callable[..., nn.Module], seed: int) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classifier(spec, network)
+
+
+def _is_read_back(classifier: Classifier, file: Path) -> bool:
+    """Fill the classifier with the kept weights; False if there are none, or none that can be read."""
+    if not file.exists():
+        return False
+    try:
+        classifier.load_state_dict(torch.load(file, weights_only=True))
+    except _DAMAGE as error:
+        log.warning(f"{file} is damaged ({type(error).__name__}); the classifier is trained anew")
+        return False
+    return True
 
 
 def _train(classifier: Classifier, data: ArrayData, optimizer: Callable[..., Optimizer], num_steps: int, seed: int) -> None:

@@ -35,7 +35,7 @@ class GradientTraining(TrainingModule):
         self._make_optimizer = optimizer
 
     def configure_optimizers(self) -> Optimizer:
-        return self._make_optimizer(self.model.parameters())
+        return self._built(self._make_optimizer, self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))

@@ -6,7 +6,7 @@ Lightning's `global_step` counts optimizer steps, so with two optimizers it runs
 
 import time
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
-from src.core.errors import require_at_least
+from src.core.errors import UserError, require_at_least
 from src.core.protocols import Terms
 from src.core.rng import SampleNoise, StreamNoise, derive_seed
 from src.training.ema import WeightAverage
@@ -122,6 +122,12 @@ class TrainingModule(L.LightningModule, ABC):
         numbers = {prefix + name: number for name, number in numbers.items()}
         require_finite(numbers, self.step + 1, "train")
         return loss, numbers
+
+    def _built(self, optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], network: nn.Module) -> Optimizer:
+        try:
+            return optimizer(network.parameters())
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the optimizer refuses its settings: {error} (see optim in the config)") from error
 
     def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
         optimizer.zero_grad()

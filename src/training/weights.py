@@ -25,9 +25,11 @@ def load_weights(model: nn.Module, file: Path) -> dict[str, Any]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         state, progress = checkpoint["state_dict"], checkpoint["progress"]
     except UnpicklingError as error:
-        raise UserError(f"{file} holds more than tensors and plain types, so reading it could run code; refused") from error
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"{file} is not a whole checkpoint of this framework ({error})") from error
+        raise UserError(
+            f"{file} is damaged or holds more than tensors and plain types, so reading it could run code; refused"
+        ) from error
+    except Exception as error:  # reading a damaged file raises many kinds
+        raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
     try:
         model.load_state_dict(_below(state, "model."))
         average = _below(state, "weight_average.average.")

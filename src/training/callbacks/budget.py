@@ -11,8 +11,8 @@ class StepBudget(L.Callback):
     """Ends the training after `max_steps` batches. (Lightning's own `max_steps` counts optimizer steps.)"""
 
     def __init__(self, max_steps: int) -> None:
-        self._max_steps = max_steps
+        self.max_steps = max_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
-        if pl_module.step >= self._max_steps:
+        if pl_module.step >= self.max_steps:
             trainer.should_stop = True

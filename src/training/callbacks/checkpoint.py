@@ -5,6 +5,8 @@ from typing import Any
 
 import lightning as L
 
+from src.core.errors import UserError
+from src.core.protocols import Trainable
 from src.training.module import TrainingModule
 
 __all__ = ["LastAndBest"]
@@ -34,6 +36,8 @@ class LastAndBest(L.Callback):
             return
         self._is_due = False
         value = trainer.callback_metrics.get(self._monitor)
+        if value is None and isinstance(pl_module.model, Trainable):
+            self._require_known_monitor(trainer)
         if value is not None and (self._best is None or float(value) < self._best):
             self._best = float(value)
             self._save(trainer, "best.ckpt")
@@ -48,6 +52,13 @@ class LastAndBest(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best"]
+
+    def _require_known_monitor(self, trainer: L.Trainer) -> None:
+        """A model with a loss has something to monitor, so another name is a mistake."""
+        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if known:
+            allowed = ", ".join(known)
+            raise UserError(f"callback.checkpoint.monitor={self._monitor} is not measured; allowed: {allowed}")
 
     def _save_last(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._save(trainer, "last.ckpt")

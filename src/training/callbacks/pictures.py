@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from src.core.errors import require_at_least
 from src.core.protocols import CanEncode, CanReconstruct, CanSample
 from src.core.rng import SampleNoise
 from src.core.spec import DataSpec
@@ -36,12 +37,14 @@ class Pictures(L.Callback):
 
     Args:
         directory: where the PNG files go.
-        num_samples: samples in a grid; for labelled data their classes take turns.
+        num_samples: samples in a grid, at least 2; for labelled data their classes take turns.
         every_n_validations: how often pictures are made.
         seed: seed of the fixed noise.
     """
 
     def __init__(self, directory: Path, num_samples: int, every_n_validations: int, seed: int) -> None:
+        require_at_least("callback.pictures.num_samples", num_samples, 2)
+        require_at_least("callback.pictures.every_n_validations", every_n_validations, 1)
         self._directory = directory
         self._num_samples = num_samples
         self._every_n_validations = every_n_validations

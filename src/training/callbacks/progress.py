@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from src.core.errors import UserError
+from src.training.callbacks.budget import StepBudget
 from src.training.module import TrainingModule
 
 __all__ = ["EpochProgress"]
@@ -28,6 +30,8 @@ class EpochProgress(ProgressBar):
 
     def __init__(self, console: Console, redraws_per_second: float) -> None:
         super().__init__()
+        if not redraws_per_second > 0:
+            raise UserError(f"callback.progress.redraws_per_second={redraws_per_second} must be more than 0")
         self._console = console
         self._interval_s = 1 / redraws_per_second
         self._is_enabled = console.is_terminal
@@ -45,7 +49,6 @@ class EpochProgress(ProgressBar):
         self._last_time, self._last_step = time.perf_counter(), pl_module.step
         if not self._is_enabled or not trainer.is_global_zero:
             return
-        num_steps = trainer.num_training_batches * trainer.max_epochs if trainer.max_epochs != -1 else None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,7 +58,7 @@ class EpochProgress(ProgressBar):
             TextColumn("{task.fields[numbers]}"),
         )
         self._bar = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-        self._task = self._bar.add_task("training", total=num_steps, completed=pl_module.step, numbers="")
+        self._task = self._bar.add_task("training", total=_num_steps(trainer), completed=pl_module.step, numbers="")
         self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
@@ -85,3 +88,11 @@ class EpochProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _num_steps(trainer: L.Trainer) -> int | None:
+    """Batches until the first limit of the training; None if it has none."""
+    limits = [callback.max_steps for callback in trainer.callbacks if isinstance(callback, StepBudget)]
+    if trainer.max_epochs != -1:
+        limits.append(int(trainer.num_training_batches) * trainer.max_epochs)
+    return min(limits, default=None)
