@@ -450,7 +450,8 @@ def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache):
     command = [sys.executable, "-m", "src.train", "model=autoencoder", f"hydra.run.dir={tmp_path / 'run'}", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (tmp_path / "said").open("w")
-    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background ignores it
+    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, **listens) as process:
         try:
             _wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
             process.send_signal(signal.SIGINT)
