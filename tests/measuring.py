@@ -50,6 +50,7 @@ def make_inputs(
     return Inputs(
         model=model or nn.Identity(),
         model_name="fake",
+        device=torch.device("cpu"),
         spec=image_spec(SHAPE, values, num_classes=NUM_CLASSES),
         test_batches=lambda: (Batch(part) for part in x.split(batch_size)),
         seed=seed,

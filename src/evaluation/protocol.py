@@ -64,6 +64,7 @@ def evaluate(
     inputs = Inputs(
         model=model,
         model_name=model_name,
+        device=device,
         spec=data.spec,
         test_batches=lambda: (data.to_units(batch.to(device)) for batch in data.held_out_loader("test")),
         seed=seed,

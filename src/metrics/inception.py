@@ -54,7 +54,7 @@ class _InceptionMetric(Metric):
             network = _load(self._weights, layer)
         except Exception as error:  # network, file and format errors of many kinds: all mean "no weights"
             raise NotApplicable(f"the Inception weights cannot be loaded ({type(error).__name__}: {error})") from error
-        return network.to(next(inputs.model.parameters()).device)
+        return network.to(inputs.device)
 
     def _card(self, network: "_Inception", **rest: Any) -> dict[str, Any]:
         return {

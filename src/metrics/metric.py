@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from src.core.batch import Batch
@@ -41,6 +42,7 @@ class Inputs:
     Args:
         model: in evaluation mode, with the weights that are measured.
         model_name: its name in messages, as in `model=NAME`.
+        device: where the model lies.
         spec: the data.
         test_batches: the test split in data units on the model's device, from the start at every call.
         seed: seed of everything drawn.
@@ -52,6 +54,7 @@ class Inputs:
 
     model: nn.Module
     model_name: str
+    device: torch.device
     spec: DataSpec
     test_batches: Callable[[], Iterable[Batch]]
     seed: int
