@@ -39,6 +39,7 @@ def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: 
         check: called with the config before Hydra makes any directory; raises `UserError` if it cannot be.
     """
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
+    OmegaConf.register_new_resolver("or", lambda first, second: second if first is None else first, replace=True)
     overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
     if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
         try:

@@ -1,6 +1,7 @@
 """Data, model and results of a config: what training, evaluation and sampling share."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ from rich.console import Console
 from torch import nn
 
 from src.build import build, build_model, plain
-from src.core.errors import UserError
+from src.core.errors import NotApplicable, UserError
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.protocol import evaluate
-from src.evaluation.results import absences, results_table, to_json
+from src.evaluation.results import absences, findings, results_table, scalars, to_json
+from src.metrics.features import Extractor, NetworkExtractor
+from src.metrics.frozen_classifier import find_frozen, read_frozen
+from src.metrics.store import Store
 from src.runs import Run
-from src.training.domain_classifier import domain_classifier
 from src.training.weights import load_weights
 
-__all__ = ["evaluate_run", "load_data", "load_model", "load_spec", "load_trained_model"]
+__all__ = ["evaluate_run", "light_measure", "load_data", "load_model", "load_spec", "load_trained_model"]
 
 log = logging.getLogger(__name__)
+
+LightMeasure = Callable[[nn.Module, int, list[str]], tuple[dict[str, float], list[str]]]
 
 
 def load_data(config: DictConfig) -> ArrayData:
@@ -65,35 +70,87 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
     settings = config.evaluation
     earlier = run.results() or {}
     model, about = load_trained_model(run, config, data.spec, settings.checkpoint)
-    log.info(f"evaluating the {about['checkpoint']} checkpoint, {about['weights']} weights, {settings.num_samples} samples")
+    log.info(f"evaluating the {about['checkpoint']} checkpoint, {about['weights']} weights")
     results = evaluate(
         model=model,
         untrained=load_model(config, data.spec),
         model_name=config.name.model,
         data=data,
         metrics=build(config.metric),
-        classifier=lambda: domain_classifier(
-            data,
-            cache=Path(config.data.cache) / "classifiers",
-            recipe=plain(settings.classifier),
-            **build(settings.classifier),
-        ),
+        classifier=_classifier(config, data, next(model.parameters()).device),
+        store=_store(config),
         num_samples=settings.num_samples,
         batch_size=settings.batch_size,
         seed=settings.seed,
         about=about,
     )
     as_json = to_json(results)
-    run.write_results(as_json | {"metrics": earlier.get("metrics", {}) | as_json["metrics"]})
+    kept = earlier.get("metrics", {}) if earlier.get("schema") == as_json["schema"] else {}
+    run.write_results(as_json | {"metrics": kept | as_json["metrics"]})
     _report(as_json)
     return as_json
 
 
+def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:
+    """A function `fn(model, num_samples, metrics)` that measures a model in training: values by name, findings in words.
+
+    Of `metrics` those are measured that the run measures at its end.
+    """
+
+    def measure(model: nn.Module, num_samples: int, metrics: list[str]) -> tuple[dict[str, float], list[str]]:
+        results = evaluate(
+            model=model,
+            untrained=None,
+            model_name=config.name.model,
+            data=data,
+            metrics=build({name: node for name, node in plain(config.metric).items() if name in metrics}),
+            classifier=_classifier(config, data, next(model.parameters()).device),
+            store=_store(config),
+            num_samples=num_samples,
+            batch_size=config.evaluation.batch_size,
+            seed=config.evaluation.seed,
+            about={},
+        )
+        as_json = to_json(results)
+        return scalars(as_json), findings(as_json)
+
+    return measure
+
+
+def _store(config: DictConfig) -> Store:
+    return Store(Path(config.data.cache) / "statistics")
+
+
+def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Callable[[], Extractor]:
+    """Gives the frozen classifier of the data on a device, or raises `NotApplicable` with the reason why there is none."""
+    settings, spec = config.evaluation.classifier, data.spec
+
+    def load() -> Extractor:
+        if not spec.num_classes:
+            raise NotApplicable(f"data={spec.name} has no labels, so there is no classifier of it")
+        folder = Path(config.data.cache) / "classifiers"
+        file = find_frozen(settings.file, folder, spec.name, data.arrays.fingerprint)
+        state, about, sha256 = read_frozen(file, settings.sha256)
+        if (about["in_shape"], len(about["class_names"])) != (list(spec.shape), spec.num_classes):
+            raise NotApplicable(
+                f"the classifier {file} is of {about['in_shape']} images in {len(about['class_names'])} classes; "
+                f"data={spec.name} gives {spec.describe()}"
+            )
+        try:
+            network = build(about["network"])
+            network.load_state_dict(state)
+        except Exception as error:  # a file of somebody else may describe anything
+            raise NotApplicable(f"the network of {file} cannot be built ({str(error).splitlines()[0]})") from error
+        return NetworkExtractor(file.stem, network.to(device), sha256, about["accuracy"])
+
+    return load
+
+
 def _report(results: dict[str, Any]) -> None:
     """The results in words, to the console and the log."""
-    console = Console(width=max(110, get_console().width), no_color=True)
+    console = Console(width=max(120, get_console().width), no_color=True)
     with console.capture() as capture:
         console.print(results_table(results))
     log.info(capture.get().rstrip())
-    for line in absences(results):
+    for line in findings(results) + absences(results):
         log.info(line)

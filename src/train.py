@@ -14,6 +14,8 @@ from src.runs import Run
 
 log = logging.getLogger(__name__)
 
+_OWN_CALLBACKS = ("progress", "pictures", "checkpoint", "light_evaluation")  # they are given more than their settings
+
 
 def train(config: DictConfig) -> None:
     """One run: fit, evaluate, write down; its status says how it ended."""
@@ -37,10 +39,13 @@ def train(config: DictConfig) -> None:
         raise
     run.set_status("done")
     log.info(f"done: the run lies in {run.shown}")
-    log.info(f"  pictures       {run.shown}/samples")
+    if any(run.samples.iterdir()):
+        log.info(f"  pictures       {run.shown}/samples")
     log.info("  dashboard      make tensorboard")
-    log.info(f"  more samples   python -m src.sample run={run.shown} n=64")
+    if any(run.samples.glob("samples_*")):
+        log.info(f"  more samples   python -m src.sample run={run.shown} n=64")
     log.info(f"  score again    python -m src.evaluate run={run.shown}")
+    log.info(f"  compare        python -m src.compare {run.shown} OTHER_RUN")
 
 
 def _train(config: DictConfig, run: Run) -> None:
@@ -48,10 +53,11 @@ def _train(config: DictConfig, run: Run) -> None:
     from rich import get_console
 
     from src.build import build, plain
-    from src.evaluation.results import scalars
-    from src.experiment import evaluate_run, load_data, load_model
+    from src.evaluation.protocol import require_protocol
+    from src.evaluation.results import scalars, to_markdown
+    from src.experiment import evaluate_run, light_measure, load_data, load_model
     from src.training.callbacks.dashboard import Dashboard
-    from src.training.final_metrics import log_final_metrics
+    from src.training.final_metrics import log_final_metrics, log_hyper_parameters
     from src.training.fit import make_trainer, make_training_module
 
     _quiet_libraries()
@@ -59,7 +65,8 @@ def _train(config: DictConfig, run: Run) -> None:
     data = load_data(config)
     run.write_spec(data.spec.to_dict())
     log.info(f"data: {data.spec.describe()}")
-    build(config.metric)  # a metric that cannot be is better refused before the training than after it
+    build(config.metric)  # what cannot be is better refused before the training than after it
+    require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
     model = load_model(config, data.spec)
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
 
@@ -68,7 +75,8 @@ def _train(config: DictConfig, run: Run) -> None:
         Dashboard(),
         build(config.callback.pictures)(directory=run.samples),
         build(config.callback.checkpoint)(directory=run.checkpoints),
-        *(build(node) for name, node in config.callback.items() if name not in ("progress", "pictures", "checkpoint")),
+        build(config.callback.light_evaluation)(measure=light_measure(config, data)),
+        *(build(node) for name, node in config.callback.items() if name not in _OWN_CALLBACKS),
     ]
     loggers = [build(node)(save_dir=run.path) for node in config.logger.values()]
     trainer = make_trainer(default_root_dir=run.path, callbacks=callbacks, logger=loggers, **build(config.trainer))
@@ -77,7 +85,8 @@ def _train(config: DictConfig, run: Run) -> None:
     trainer.fit(module, datamodule=data)
 
     results = evaluate_run(run, data, config)
-    log_final_metrics(loggers, _hyper_parameters(plain(config)), scalars(results), module.step)
+    log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
+    log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)
 
 
 def _hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:

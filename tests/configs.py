@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONF", "compose_config", "load_option", "options", "target"]
+__all__ = ["CONF", "compose_config", "load_option", "options", "single_options", "target"]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -21,6 +21,15 @@ def compose_config(*overrides: str, root: str = "config") -> DictConfig:
 def options(group: str) -> list[str]:
     """The names that a config group offers, one for each YAML."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def single_options(group: str) -> list[str]:
+    """The options without presets, which only list others of their group."""
+    return [name for name in options(group) if not _is_preset(load_option(group, name), options(group))]
+
+
+def _is_preset(option: DictConfig, names: list[str]) -> bool:
+    return set(option) == {"defaults"} and all(part in names for part in option.defaults)
 
 
 def load_option(group: str, name: str) -> DictConfig:

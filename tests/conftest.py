@@ -29,7 +29,7 @@ def same_weights() -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for prepared data and classifiers, so that each of them is made once for all tests."""
+    """A folder for prepared data and what is computed of it, so that each is made once for all tests."""
     return tmp_path_factory.mktemp("prepared")
 
 

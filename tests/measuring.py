@@ -1,5 +1,8 @@
 """What a metric is handed: sets of images, and inputs of which a test gives only what matters to it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ from src.core.rng import SampleNoise
 from src.core.spec import DISCRETE
 from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import Inputs, Metric
+from src.metrics.store import Store
 from tests.configs import load_option
 from tests.examples import image_spec
 
@@ -24,9 +28,14 @@ def byte_images(count: int, seed: int = 0) -> Tensor:
     return (256 * u).floor().byte()
 
 
-def image_set(images: Tensor, labels: Tensor | None = None, batch_size: int = 16) -> ImageSet:
+def image_set(
+    images: Tensor,
+    labels: Tensor | None = None,
+    batch_size: int = 16,
+    identity: Callable[[], dict[str, Any]] | None = None,
+) -> ImageSet:
     label_parts = [None] * len(images) if labels is None else labels.split(batch_size)
-    return ImageSet(lambda: zip(images.split(batch_size), label_parts, strict=False))
+    return ImageSet(lambda: zip(images.split(batch_size), label_parts, strict=False), len(images), identity)
 
 
 def make_inputs(
@@ -39,6 +48,7 @@ def make_inputs(
     values: str = DISCRETE,
     batch_size: int = 4,
     seed: int = 0,
+    store: Store | None = None,
 ) -> Inputs:
     x = torch.zeros(10, *SHAPE) if x is None else x
 
@@ -58,6 +68,7 @@ def make_inputs(
         reference=reference or image_set(byte_images(40)),
         anchors=anchors or {},
         classifier=classifier_or_reason,
+        store=store or Store(None),
     )
 
 

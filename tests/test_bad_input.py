@@ -10,7 +10,6 @@ import time
 import urllib.error
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,13 @@ from src.build import build_model
 from src.core.errors import UserError
 from src.data.digits import digits
 from src.data.image_folder import image_folder
+from src.metrics.frozen_classifier import SHIPPED
 from src.models.gan import GAN
 from src.models.vae import VAE
-from src.networks.classifier import SmallClassifier
 from src.runs import Run
-from src.training.domain_classifier import domain_classifier
 from tests.commands import QUICK, ROOT, Said, call
 from tests.configs import compose_config
-from tests.examples import image_data, image_spec
+from tests.examples import image_spec
 
 # --- how it is told --------------------------------------------------------------------------------------------------
 
@@ -40,7 +38,8 @@ def refused(tmp_path, cache) -> Callable[..., str]:
 
     def command(name: str, *arguments: str) -> str:
         where = (f"hydra.run.dir={tmp_path / 'run'}", f"data.cache={cache}", *QUICK) if name == "train" else ()
-        return _sentence(call(name, *where, *arguments))
+        unmeasured = () if name != "train" or any("metric" in argument for argument in arguments) else ("metric=[]",)
+        return _sentence(call(name, *where, *unmeasured, *arguments))
 
     return command
 
@@ -240,6 +239,11 @@ def test_model_that_cannot_take_the_data_names_both(overrides, spec, words):
         (["trainer.precision=12"], "trainer"),
         (["callback.pictures.num_samples=1"], "callback.pictures.num_samples=1 must be at least 2"),
         (["callback.pictures.every_n_validations=0"], "callback.pictures.every_n_validations=0 must be at least 1"),
+        (["callback.light_evaluation.num_samples=1"], "callback.light_evaluation.num_samples=1 must be at least 2"),
+        (["callback.light_evaluation.every_n_validations=0"], "light_evaluation.every_n_validations=0 must be at least 1"),
+        (["evaluation.num_samples=1"], "evaluation.num_samples=1 must be at least 2"),
+        (["metric=[modes]", "metric.modes.min_share=0"], "metric.modes.min_share=0 must be between 0 and 1"),
+        (["metric=[copying]", "metric.copying.quantile=1"], "quantile=1 must be between 0 and 0.5 (metric.copying"),
         (["callback.progress.redraws_per_second=0"], "callback.progress.redraws_per_second=0 must be more than 0"),
         (["callback.checkpoint.monitor=val/lozz"], "monitor=val/lozz is not measured; allowed: val/kl, val/loss, "),
         (["model=gan", "training.n_critic=0"], "training.n_critic=0 must be at least 1"),
@@ -282,7 +286,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     refused, tmp_path, monkeypatch, model, cls, method, term, name
 ):
     monkeypatch.setattr(cls, method, _nan_from(getattr(cls, method), 15, term))
-    sentence = refused("train", f"model={model}", "metric=[]")
+    sentence = refused("train", f"model={model}")
     assert f"{name} became nan at step 15" in sentence
     run = Run.open(tmp_path / "run")
     assert run.status()["status"] == "failed"
@@ -373,20 +377,37 @@ def test_damaged_results_are_named_before_anything_is_measured(copied, refused):
     assert f"{copied.path / 'results.json'} is damaged (" in refused("evaluate", f"run={copied.path}")
 
 
-@pytest.mark.parametrize("content", [b"", b"this is text", None])
-def test_damaged_classifier_is_trained_anew(tmp_path, caplog, content):
-    data = image_data((1, 8, 8), "discrete")
-    network, optimizer = partial(SmallClassifier), partial(torch.optim.Adam, lr=1e-3)
-    settings = {"num_steps": 2, "batch_size": 8, "seed": 0, "recipe": {}}
-    first = domain_classifier(data, tmp_path, network, optimizer, **settings)
-    (file,) = tmp_path.iterdir()
-    whole = torch.load(file, weights_only=True)
-    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
-    again = domain_classifier(data, tmp_path, network, optimizer, **settings)
-    assert f"{file} is damaged" in caplog.text
-    assert again.name == first.name
-    mended = torch.load(file, weights_only=True)
-    assert all(torch.equal(value, mended[key]) for key, value in whole.items())
+@pytest.mark.parametrize("content", [b"", b"this is text", None], ids=["empty", "text", "truncated"])
+def test_damaged_classifier_is_named_and_measures_nothing(copied, tmp_path, content):
+    file = tmp_path / "classifier.safetensors"
+    file.write_bytes((SHIPPED / "digits.safetensors").read_bytes()[:-100] if content is None else content)
+    settings = (f"evaluation.classifier.file={file}", "evaluation.classifier.sha256=null")
+    before = copied.results()["metrics"]
+    said = call("evaluate", f"run={copied.path}", "metric=[fd,reconstruction_error]", *settings)
+    assert said.code == 0, said.text
+    after = copied.results()["metrics"]
+    assert after["fd"]["not_applicable"].startswith(f"{file} is no frozen classifier (")
+    assert after["reconstruction_error"] == before["reconstruction_error"]
+    assert f"not applicable: fd: {file} is no frozen classifier (" in said.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["evaluation.classifier.file=/no/such/file"], "evaluation.classifier.file=/no/such/file is not a file"),
+        (["evaluation.classifier.sha256=0123456789abcdef"], "evaluation.classifier.sha256 asks for 0123456789ab..."),
+        (
+            ["evaluation.classifier.file=mnist.safetensors", "evaluation.classifier.sha256=null"],
+            "data=digits gives image 1x8x8",
+        ),
+        (["evaluation.classifier.file=null"], "python -m src.train experiment=classifier data=digits"),
+    ],
+    ids=["missing", "hash", "other images", "not made"],
+)
+def test_classifier_that_cannot_be_used_is_the_reason_why_there_is_no_value(copied, settings, reason):
+    said = call("evaluate", f"run={copied.path}", "metric=[fd]", *settings)
+    assert said.code == 0, said.text
+    assert reason in copied.results()["metrics"]["fd"]["not_applicable"]
 
 
 def test_checkpoint_of_another_model_is_refused(copied, refused, trained):
@@ -446,7 +467,7 @@ def test_senseless_setting_of_sampling_is_named(trained, refused, argument, sent
 
 
 def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache):
-    settings = (*QUICK, "trainer.max_steps=null", "trainer.max_epochs=100000", f"data.cache={cache}")
+    settings = (*QUICK, "metric=[]", "trainer.max_steps=null", "trainer.max_epochs=100000", f"data.cache={cache}")
     command = [sys.executable, "-m", "src.train", "model=autoencoder", f"hydra.run.dir={tmp_path / 'run'}", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (tmp_path / "said").open("w")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from src.build import build
-from tests.configs import CONF, compose_config, load_option, options
+from tests.configs import CONF, compose_config, load_option, options, single_options
 
 PREPARES_DATA = {"data"}  # building it would write to the disk
 
@@ -18,9 +18,13 @@ PREPARES_DATA = {"data"}  # building it would write to the disk
 model_config = functools.cache(lambda name: compose_config(f"model={name}"))
 
 
-def resolved(group: str, name: str) -> DictConfig:
-    """An option by itself; a model with the parts that its defaults list brings."""
-    return model_config(name).model if group == "model" else load_option(group, name)
+def resolved(group: str, name: str) -> dict[str, Any]:
+    """An option by itself; a model or an experiment with the parts that its defaults list brings."""
+    if group not in ("model", "experiment"):
+        return OmegaConf.to_container(load_option(group, name), resolve=True)
+    config = model_config(name) if group == "model" else compose_config(f"experiment={name}")
+    own = ["model"] if group == "model" else [key for key in load_option(group, name) if key != "defaults"]
+    return {key: OmegaConf.to_container(config[key], resolve=True) for key in own}
 
 
 def nodes(plain: Any) -> Iterator[dict[str, Any]]:
@@ -34,7 +38,7 @@ def nodes(plain: Any) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def plain_nodes(group: str, name: str) -> list[dict[str, Any]]:
-    return list(nodes(OmegaConf.to_container(resolved(group, name), resolve=True)))
+    return list(nodes(resolved(group, name)))
 
 
 BUILT = [
@@ -71,15 +75,22 @@ def test_option_builds(group, name):
         assert callable(built) if node.get("_partial_") else isinstance(built, get_object(node["_target_"]))
 
 
-@pytest.mark.parametrize("name", options("metric"))
+@pytest.mark.parametrize("name", single_options("metric"))
 def test_metric_is_keyed_by_its_own_name(name):
     assert list(load_option("metric", name)) == [name]
 
 
 @pytest.mark.parametrize("group", ["metric", "logger"])
 def test_options_chosen_as_a_list_are_all_kept(group):
-    names = options(group)
+    names = single_options(group)
     assert set(compose_config(f"{group}=[{','.join(names)}]")[group]) == set(names)
+
+
+@pytest.mark.parametrize("root", ["config", "evaluate"])
+def test_all_metrics_are_measured_unless_others_are_chosen(root):
+    run = () if root == "config" else ("run=x",)
+    assert set(compose_config(*run, root=root).metric) == set(single_options("metric"))
+    assert list(compose_config(*run, "metric=[fd,cs]", root=root).metric) == ["fd", "cs"]
 
 
 @pytest.mark.parametrize("group", ["adversarial_loss", "likelihood", "prior", "data"])

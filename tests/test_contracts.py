@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.build import build_model
 from src.core.batch import Batch
 from src.core.errors import UserError
-from src.core.protocols import Adversarial, CanSample, Terms, Trainable
+from src.core.protocols import Adversarial, CanClassify, CanSample, Terms, Trainable
 from src.core.rng import Noise, SampleNoise
 from src.core.spec import DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
@@ -243,6 +243,16 @@ def test_codes_and_reconstructions_have_their_shapes_and_no_noise(setting):
     torch.testing.assert_close(model.decode(z, batch.condition), rebuilt)
 
 
+@pytest.mark.parametrize("name", models_with("classify"))
+def test_classifier_gives_every_example_its_logits_whatever_its_batch(setting):
+    model, batch = setting.model().eval(), setting.batch()
+    assert isinstance(model, CanClassify)
+    assert not isinstance(model, CanSample)
+    logits = model.classify(batch.x)
+    assert logits.shape == (len(batch), NUM_CLASSES)
+    torch.testing.assert_close(torch.cat([model.classify(x[None]) for x in batch.x]), logits, rtol=0, atol=1e-5)
+
+
 every_conditional = pytest.mark.parametrize(
     "name", [name for name in MODELS if load_option("model", name).model.get("conditional")]
 )
@@ -257,14 +267,18 @@ def test_same_noise_gives_another_sample_for_each_class(name):
     assert min(differences) > 1e-6
 
 
-@every_conditional
-def test_conditional_model_refuses_unlabelled_data_and_names_it(name):
+def needs_labels(name: str) -> bool:
+    return bool(load_option("model", name).model.get("conditional")) or name in models_with("classify")
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if needs_labels(name)])
+def test_model_that_needs_labels_refuses_unlabelled_data_and_names_it(name):
     with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up has no labels"):
         Setting(name, num_classes=0).model()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not load_option("model", name).model.get("conditional")])
-def test_unconditional_model_needs_no_labels(name):
+@pytest.mark.parametrize("name", [name for name in MODELS if not needs_labels(name)])
+def test_any_other_model_needs_no_labels(name):
     setting = Setting(name, num_classes=0)
     batch = setting.batch()
     assert batch.condition is None
@@ -278,7 +292,8 @@ def test_model_refuses_tokens_and_names_the_data(name):
 
 
 def uses_images_only(config: DictConfig) -> bool:
-    return "src.networks.convolutional" in OmegaConf.to_yaml(config.model, resolve=True)
+    networks = OmegaConf.to_yaml(config.model, resolve=True)
+    return "src.networks.convolutional" in networks or "src.networks.classifier" in networks
 
 
 @every_model
@@ -287,7 +302,7 @@ def test_model_trains_on_vectors_or_refuses_them_by_name(name):
     spec = vector_spec(5, NUM_CLASSES)
     batch = Batch(SampleNoise(0).normal((8, 5), torch.zeros(())), torch.arange(8) % NUM_CLASSES)
     if uses_images_only(config):
-        with pytest.raises(UserError, match=f"model={name} with data=made_up: .* gives 5 "):
+        with pytest.raises(UserError, match=f"model={name} with data=made_up: .* gives (5|vector) "):
             build_model(config.model, spec, name)
     else:
         model = build_model(config.model, spec, name)
@@ -312,6 +327,8 @@ def test_every_likelihood_trains_on_the_values_it_accepts(name, likelihood, valu
     if model.likelihood.is_normalised:
         bound = model.log_prob_bound(batch.x, batch.condition, generator=SampleNoise(0))
         torch.testing.assert_close(bound, terms["elbo"])
+        parts = model.log_prob_bound_terms(batch.x, batch.condition, generator=SampleNoise(0))
+        torch.testing.assert_close(sum(parts.values()), bound)
 
 
 @pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
@@ -327,6 +344,13 @@ def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_bound(name):
     terms = setting.model().loss(setting.batch(), generator=SampleNoise(0))
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + 4 * terms["kl"])
     torch.testing.assert_close(terms["elbo"], -terms["reconstruction"] - terms["kl"])
+
+
+def test_objective_of_a_vae_says_what_its_loss_depends_on():
+    weighed = composed_with("vae", "gaussian", beta=4)
+    configs = {"vae": [composed("vae"), composed_with("vae", "gaussian"), weighed], "cvae": [composed("cvae")]}
+    models = [Setting(name, config).model() for name in configs for config in configs[name]]
+    assert len({model.objective for model in models}) == len(models)
 
 
 def test_conditional_prior_is_refused_without_a_conditional_model():

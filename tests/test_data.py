@@ -555,6 +555,24 @@ def test_held_out_examples_come_once_and_in_order():
     assert _order(loader) == list(range(60))
 
 
+@pytest.mark.parametrize("values", ["discrete", *DRAWN])
+def test_chosen_held_out_examples_are_those_of_the_whole_split(values):
+    data, chosen = _data(_random_arrays(values), batch_size=16), torch.arange(3, 60, 2)
+    loader = data.held_out_loader("test", chosen)
+    assert _order(loader) == chosen.tolist()
+    assert torch.equal(_by_index(data, loader), _by_index(data, data.held_out_loader("test"))[chosen])
+
+
+def test_hash_of_a_split_is_of_its_images_and_labels_as_they_are_now():
+    x, y = np.arange(5000 * 4, dtype=np.uint8).reshape(5000, 1, 2, 2), np.arange(5000)
+    other_x, other_y = x.copy(), y.copy()
+    other_x[4999] += 1
+    other_y[0] += 1
+    splits = [Split(x, y), Split(other_x, y), Split(x, other_y), Split(x, None)]
+    assert len({split.sha256 for split in splits}) == len(splits)
+    assert Split(x.copy(), y.copy()).sha256 == splits[0].sha256
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_an_epoch_out_among_themselves(world_size):
     orders = []

@@ -1,5 +1,6 @@
-"""FID and the inception score: their answers without weights, what weights they refuse, and one pass with random ones."""
+"""FID, KID and inception score: their answers without weights, what weights they refuse, and a pass with random ones."""
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 from torch import nn
 
 from src.core.errors import NotApplicable, UserError
+from src.metrics.metric import HELD_OUT
 from tests.measuring import byte_images, image_set, make_inputs, make_metric
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `InceptionScore`")
 
-INCEPTION = ["fid", "inception_score"]
+INCEPTION = ["fid", "kid", "inception_score"]
 
 
 @pytest.mark.parametrize("name", INCEPTION)
@@ -75,13 +77,29 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_fid_of_equal_sets_is_near_zero_and_of_others_is_not(inception_weights):
-    images = byte_images(24)
-    anchors = {"dark": image_set(images // 4)}
+@pytest.mark.parametrize(("name", "count"), [("fid", 24), ("kid", 40)])
+def test_distance_of_equal_sets_is_near_zero_and_of_others_is_not(inception_weights, name, count):
+    images = byte_images(count)
+    anchors = {HELD_OUT: image_set(images // 4)}
     inputs = make_inputs(generated=image_set(images), reference=image_set(images.flip(0)), anchors=anchors)
-    measured = make_metric("fid", weights=str(inception_weights)).measure(inputs)
-    assert abs(measured.value) < 1e-3 * measured.anchors["dark"]
-    assert measured.card["num_samples"] == measured.card["num_reference"] == 24
+    measured = make_metric(name, weights=str(inception_weights)).measure(inputs)
+    dark = measured.anchors[HELD_OUT]
+    if name == "fid":
+        assert abs(measured.value) < 1e-3 * dark.value
+    else:  # unbiased, so that a set is nearer to itself than chance has it
+        assert measured.value < 0 < dark.value
+    assert measured.card["num_samples"] == measured.card["num_reference"] == dark.count == count
+
+
+@pytest.mark.slow
+def test_images_pass_through_inception_once_for_all_its_metrics(inception_weights):
+    generated, reference = image_set(byte_images(24)), image_set(byte_images(24, seed=1))
+    inputs = make_inputs(generated=generated, reference=reference)
+    make_metric("fid", weights=str(inception_weights)).measure(inputs)
+    num_computed = inputs.store.num_computed
+    measured = make_metric("inception_score", weights=str(inception_weights)).measure(inputs)
+    assert measured.card["extractor_sha256"] == hashlib.sha256(inception_weights.read_bytes()).hexdigest()
+    assert inputs.store.num_computed == num_computed == 3  # features of two sets, and sums of one
 
 
 @pytest.mark.slow
@@ -97,7 +115,8 @@ def test_inception_score_repeats_and_leaves_the_global_generator_alone(inception
 
 
 @pytest.mark.slow
-def test_inception_score_of_fewer_samples_than_splits_has_no_value(inception_weights):
-    inputs = make_inputs(generated=image_set(byte_images(9)))
-    with pytest.raises(NotApplicable, match="at least 10 samples"):
-        make_metric("inception_score", weights=str(inception_weights)).measure(inputs)
+@pytest.mark.parametrize(("name", "count", "least"), [("inception_score", 9, 10), ("kid", 39, 40)])
+def test_too_few_images_have_no_value(inception_weights, name, count, least):
+    inputs = make_inputs(generated=image_set(byte_images(count)))
+    with pytest.raises(NotApplicable, match=f"at least {least} images .*not {count}"):
+        make_metric(name, weights=str(inception_weights)).measure(inputs)

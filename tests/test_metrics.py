@@ -6,21 +6,23 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, stats
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 
 from src.core.errors import NotApplicable
 from src.core.rng import SampleNoise
-from src.metrics.classifier_score import ClassifierScore, classifier_score
-from src.metrics.condition_accuracy import ConditionAccuracy
-from src.metrics.features import Extractor, NetworkExtractor, weights_sha256
-from src.metrics.frechet import FrechetDistance, GaussianStatistics, frechet_distance
+from src.metrics.classifier_score import classifier_score
+from src.metrics.features import Extractor, ImageSet, NetworkExtractor, weights_sha256
+from src.metrics.frechet import GaussianStatistics, frechet_distance
+from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Reading
 from src.networks.classifier import SmallClassifier
-from tests.configs import options
+from tests.configs import single_options
 from tests.measuring import NUM_CLASSES, SHAPE, byte_images, image_set, make_inputs, make_metric
 
 pytestmark = pytest.mark.usefixtures("same_weights")
+
+ROWS = [HELD_OUT, NOISE, UNTRAINED]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -88,10 +90,11 @@ def test_frechet_distance_of_n_samples_is_biased_by_the_law():
     assert float(distances.mean()) == pytest.approx(law, abs=4 * monte_carlo_error)
 
 
-def statistics_of(parts: Iterable[Tensor], shift: Tensor) -> GaussianStatistics:
-    statistics = GaussianStatistics(shift)
+def statistics_of(parts: Iterable[Tensor], shift: Tensor, num_blocks: int = 1) -> GaussianStatistics:
+    """Of rows that come in parts; row i of each part is in block i mod G."""
+    statistics = GaussianStatistics(shift, num_blocks)
     for part in parts:
-        statistics.update(part)
+        statistics.update(part, torch.arange(len(part)) % num_blocks)
     return statistics
 
 
@@ -99,16 +102,18 @@ def statistics_of(parts: Iterable[Tensor], shift: Tensor) -> GaussianStatistics:
 @pytest.mark.parametrize("sizes", [[100], [1] * 100, [37, 63]], ids=["one", "singles", "uneven"])
 def test_gaussian_statistics_are_the_same_for_any_batches_and_any_mean(mean, sizes):
     x = random(100, 4) + mean
-    found_mean, found_cov = statistics_of(x.split(sizes), shift=x[0]).compute()
-    np.testing.assert_allclose(found_mean, x.numpy().mean(0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found_cov, np.cov(x.numpy(), rowvar=False), rtol=1e-8)
+    for num_blocks in (1, 3):
+        found_mean, found_cov = statistics_of(x.split(sizes), x[0], num_blocks).compute()
+        np.testing.assert_allclose(found_mean, x.numpy().mean(0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found_cov, np.cov(x.numpy(), rowvar=False), rtol=1e-8)
 
 
-def test_gaussian_statistics_of_two_processes_merge():
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_gaussian_statistics_of_two_processes_merge(num_blocks):
     x = random(100, 4)
-    merged = statistics_of([x[:30]], shift=x[0])
-    merged.merge_state(statistics_of([x[30:]], shift=x[0]))
-    for found, expected in zip(merged.compute(), statistics_of([x], shift=x[0]).compute(), strict=True):
+    merged = statistics_of([x[:30]], x[0], num_blocks)
+    merged.merge_state(statistics_of([x[30:]], x[0], num_blocks))
+    for found, expected in zip(merged.compute(), statistics_of([x], x[0], num_blocks).compute(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -163,11 +168,21 @@ class FirstPixelIsTheClass(Extractor):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         self.num_images += len(images)
         first = images[:, 0, 0, 0].long().clamp(max=NUM_CLASSES - 1)
-        return images.flatten(1).double(), 1e3 * nn.functional.one_hot(first, NUM_CLASSES).double()
+        return images.flatten(1).float(), 1e3 * nn.functional.one_hot(first, NUM_CLASSES).float()
 
 
 class Conditional(nn.Module):
     is_conditional = True
+
+
+class Unreadable(ImageSet):
+    """A set whose images cannot be had, as the samples of a diverged model."""
+
+    def __init__(self) -> None:
+        super().__init__(self._refuse, count=100)
+
+    def _refuse(self) -> list:
+        raise NotApplicable("no images today")
 
 
 def test_extractor_maps_bytes_to_minus_one_and_one():
@@ -200,7 +215,7 @@ def test_extractor_is_frozen_and_no_use_changes_it():
         alone = torch.cat([extractor(image[None])[0] for image in images])
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert not network.training
-    assert first.dtype == torch.float64
+    assert first.dtype == torch.float32
     assert not first.requires_grad
     torch.testing.assert_close(alone, first, rtol=1e-5, atol=1e-6)
     assert weights_sha256(network) == extractor.sha256
@@ -213,46 +228,56 @@ def test_hash_of_weights_is_of_their_numbers_and_names():
     assert weights_sha256(nn.Sequential(first)) != weights_sha256(first)
 
 
-def test_image_set_sends_its_images_through_an_extractor_once_for_all_metrics():
+def test_images_are_sent_through_an_extractor_once_for_all_metrics():
     extractor = FirstPixelIsTheClass()
-    inputs = make_inputs(generated=image_set(byte_images(30)), reference=image_set(byte_images(40)), classifier=extractor)
-    for metric in (FrechetDistance(), ClassifierScore(), FrechetDistance()):
-        metric.measure(inputs)
-    assert extractor.num_images == 30 + 40
+    inputs = make_inputs(generated=image_set(byte_images(80)), reference=image_set(byte_images(40)), classifier=extractor)
+    for name in ("fd", "cs", "fd"):
+        make_metric(name).measure(inputs)
+    assert extractor.num_images == 80 + 40
 
 
 def test_image_set_keeps_order_and_labels():
     images, labels = byte_images(20), torch.arange(20) % NUM_CLASSES
     features = image_set(images, labels, batch_size=6).features(FirstPixelIsTheClass())
     assert features.count == 20
-    assert torch.equal(features.features, images.flatten(1).double())
+    assert torch.equal(features.features, images.flatten(1).float())
     assert torch.equal(features.labels, labels)
     assert image_set(images).features(FirstPixelIsTheClass()).labels is None
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    return features.double().mean(0), features.double().T.cov()
 
 
 def test_fd_is_the_distance_of_the_features_of_samples_and_training_images():
     extractor = small_extractor()
     some, others = byte_images(200), byte_images(300, seed=1) // 2
     inputs = make_inputs(
-        generated=image_set(some), reference=image_set(others), anchors={"same": image_set(others)}, classifier=extractor
+        generated=image_set(some), reference=image_set(others), anchors={HELD_OUT: image_set(others)}, classifier=extractor
     )
-    measured = FrechetDistance().measure(inputs)
-    (mu_1, cov_1), (mu_2, cov_2) = ((f.mean(0), f.T.cov()) for f in (extractor(some)[0], extractor(others)[0]))
-    assert measured.value == pytest.approx(float(frechet_distance(mu_1, cov_1, mu_2, cov_2)), rel=1e-6)
-    assert measured.anchors["same"] == pytest.approx(0, abs=1e-6 * measured.value)
+    measured = make_metric("fd").measure(inputs)
+    x, reference = extractor(some)[0], moments(extractor(others)[0])
+    plug_in = float(frechet_distance(*moments(x), *reference))
+    assert measured.parts["plug_in"] == pytest.approx(plug_in, rel=1e-6)
+    assert measured.anchors[HELD_OUT].parts["plug_in"] == pytest.approx(0, abs=1e-6 * plug_in)
+    block = torch.arange(200) % 20
+    without = [float(frechet_distance(*moments(x[block != g]), *reference)) for g in range(20)]
+    assert measured.value == pytest.approx(20 * plug_in - 19 * np.mean(without), rel=1e-6)
+    margin = stats.t(19).ppf(0.975) * math.sqrt(19 * np.var(without))
+    assert measured.interval == pytest.approx((measured.value - margin, measured.value + margin), rel=1e-6)
 
 
 def test_fd_of_one_sample_has_no_value():
     inputs = make_inputs(generated=image_set(byte_images(1)), classifier=small_extractor())
-    with pytest.raises(NotApplicable, match="at least two samples, not 1"):
-        FrechetDistance().measure(inputs)
+    with pytest.raises(NotApplicable, match="1 images are too few for the covariance of 84 features"):
+        make_metric("fd").measure(inputs)
 
 
 def test_cs_counts_the_classes_of_the_samples():
     images = torch.zeros(30, *SHAPE, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(30) % 2
     inputs = make_inputs(generated=image_set(images), classifier=FirstPixelIsTheClass())
-    assert ClassifierScore().measure(inputs).value == pytest.approx(2)
+    assert make_metric("cs").measure(inputs).value == pytest.approx(2)
 
 
 def test_condition_accuracy_is_the_share_of_samples_of_the_class_asked_for():
@@ -260,41 +285,57 @@ def test_condition_accuracy_is_the_share_of_samples_of_the_class_asked_for():
     images[:, 0, 0, 0] = torch.arange(20) % NUM_CLASSES
     asked = torch.arange(20) % NUM_CLASSES
     asked[:5] = (asked[:5] + 1) % NUM_CLASSES
-    anchors = {"held_out": image_set(images, torch.arange(20) % NUM_CLASSES)}
+    anchors = {HELD_OUT: image_set(images, torch.arange(20) % NUM_CLASSES)}
     inputs = make_inputs(Conditional(), image_set(images, asked), anchors=anchors, classifier=FirstPixelIsTheClass())
-    measured = ConditionAccuracy().measure(inputs)
+    measured = make_metric("condition_accuracy").measure(inputs)
     assert measured.value == 15 / 20
-    assert measured.anchors == {"held_out": 1.0}
+    assert (measured.anchors[HELD_OUT].value, measured.anchors[HELD_OUT].count) == (1.0, 20)
 
 
 def test_condition_accuracy_has_no_value_for_an_unconditional_model():
     inputs = make_inputs(generated=image_set(byte_images(20)), classifier=FirstPixelIsTheClass())
     with pytest.raises(NotApplicable, match="fake draws no given class"):
-        ConditionAccuracy().measure(inputs)
+        make_metric("condition_accuracy").measure(inputs)
 
 
-@pytest.mark.parametrize(
-    "metric", [FrechetDistance(), ClassifierScore(), ConditionAccuracy()], ids=lambda m: type(m).__name__
-)
-def test_sample_metrics_name_extractor_and_counts_on_their_card(metric):
-    extractor, labels = small_extractor(), torch.arange(30) % NUM_CLASSES
-    images = image_set(byte_images(30), labels)
-    inputs = make_inputs(Conditional(), images, anchors={"again": images}, classifier=extractor)
-    measured = metric.measure(inputs)
-    expected = {"extractor": "small", "extractor_sha256": extractor.sha256, "num_samples": 30, "num_reference": 40}
+of_the_classifier = pytest.mark.parametrize("name", ["fd", "cs", "condition_accuracy"])
+
+
+@of_the_classifier
+def test_sample_metrics_name_extractor_and_counts_on_their_card(name):
+    extractor, labels = small_extractor(), torch.arange(100) % NUM_CLASSES
+    images = image_set(byte_images(100), labels)
+    inputs = make_inputs(Conditional(), images, anchors={HELD_OUT: images}, classifier=extractor)
+    measured = make_metric(name).measure(inputs)
+    expected = {"extractor": "small", "extractor_sha256": extractor.sha256, "num_samples": 100, "num_reference": 40}
     assert expected.items() <= measured.card.items()
-    assert measured.anchors == {"again": measured.value}
+    assert measured.anchors == {HELD_OUT: Reading(measured.value, 100, measured.interval, measured.parts)}
 
 
-@pytest.mark.parametrize(
-    "metric", [FrechetDistance(), ClassifierScore(), ConditionAccuracy()], ids=lambda m: type(m).__name__
-)
-def test_sample_metrics_have_no_value_without_a_classifier(metric):
+@of_the_classifier
+def test_reference_rows_stand_beside_the_samples(name):
+    sets = {row: image_set(byte_images(100, seed), torch.zeros(100).long()) for seed, row in enumerate(ROWS)}
+    inputs = make_inputs(Conditional(), sets[HELD_OUT], anchors=sets, classifier=small_extractor())
+    assert list(make_metric(name).measure(inputs).anchors) == ROWS
+
+
+@of_the_classifier
+def test_reference_row_that_cannot_be_measured_says_why_and_the_value_stays(name):
+    sets = {HELD_OUT: image_set(byte_images(100), torch.zeros(100).long()), NOISE: Unreadable()}
+    inputs = make_inputs(Conditional(), sets[HELD_OUT], anchors=sets, classifier=small_extractor())
+    measured = make_metric(name).measure(inputs)
+    assert measured.anchors[HELD_OUT].value == measured.value
+    assert str(measured.anchors[NOISE]) == "no images today"
+
+
+@of_the_classifier
+def test_sample_metrics_have_no_value_without_a_classifier(name):
     with pytest.raises(NotApplicable, match="there is no classifier"):
-        metric.measure(make_inputs(Conditional(), generated=image_set(byte_images(30))))
+        make_metric(name).measure(make_inputs(Conditional(), generated=image_set(byte_images(30))))
 
 
-@pytest.mark.parametrize("name", options("metric"))
+@pytest.mark.parametrize("name", single_options("metric"))
 def test_metric_says_which_capability_a_model_lacks(name):
-    with pytest.raises(NotApplicable, match=r"fake has no (CanSample|CanScore|CanBound|CanReconstruct|Trainable)"):
+    capabilities = "CanSample|CanScore|CanBound|CanReconstruct|CanClassify|Trainable"
+    with pytest.raises(NotApplicable, match=f"fake has no ({capabilities})"):
         make_metric(name).measure(make_inputs())

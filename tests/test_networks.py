@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.core.rng import SampleNoise
-from src.networks.classifier import FEATURE_DIM, SmallClassifier
+from src.networks.classifier import ConvClassifier, SmallClassifier
 from src.networks.convolutional import ConvDecoder, ConvEncoder, normal_init
 from src.networks.mlp import MLP
 
@@ -163,16 +163,22 @@ def test_mlp_ends_without_an_activation():
     assert (network(x) < 0).any()
 
 
+classifiers = pytest.mark.parametrize(("classifier", "feature_dim"), [(SmallClassifier, 84), (ConvClassifier, 96)])
+
+
+@classifiers
 @channels
 @pytest.mark.parametrize("side", [8, 15, 16, 28, 32, 64, 128])
-def test_classifier_gives_features_and_logits_of_any_image_size(side, channels):
-    network = SmallClassifier((channels, side, side), num_classes=4)
+def test_classifier_gives_features_and_logits_of_any_image_size(side, channels, classifier, feature_dim):
+    network = classifier((channels, side, side), num_classes=4).eval()
     features, logits = network(random(2, channels, side, side))
-    assert features.shape == (2, FEATURE_DIM)
+    assert features.shape == (2, feature_dim)
+    assert logits.shape == (2, 4)
     torch.testing.assert_close(logits, network.head(features))
 
 
-def test_every_classifier_parameter_gets_a_gradient():
-    network = SmallClassifier((1, 8, 8), num_classes=4)
+@classifiers
+def test_every_classifier_parameter_gets_a_gradient(classifier, feature_dim):
+    network = classifier((1, 8, 8), num_classes=4)
     network(random(16, 1, 8, 8))[1].square().sum().backward()
     assert_all_have_gradients(network)

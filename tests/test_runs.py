@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
 
-from src.core.protocols import Adversarial, CanEncode, CanReconstruct, CanSample, Trainable
+from src.core.protocols import CanEncode, CanReconstruct, CanSample, Trainable
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluate import _take_given
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_data, load_model, load_trained_model
+from src.metrics.metric import HELD_OUT, HIGHER, LOWER, NOISE, UNTRAINED, ZERO
 from src.runs import Run, _git
 from tests.commands import QUICK, Trained, call, run_cli, train
-from tests.configs import options, target
+from tests.configs import options, single_options, target
 
 NUM_STEPS = 40  # of 128 examples, ten to an epoch
 MODELS = options("model")
@@ -118,8 +120,8 @@ def _draw(model: nn.Module, spec: DataSpec, count: int) -> Tensor:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_come_nearer_by_the_reported_metric(run):
     fd = _results(run)["metrics"]["fd"]
-    assert fd["value"] < fd["anchors"]["untrained"]
-    assert fd["anchors"]["held_out"] < fd["value"]
+    assert fd["value"] < fd["anchors"]["untrained"]["value"]
+    assert fd["anchors"]["held_out"]["value"] < fd["value"]
 
 
 def test_every_weight_of_every_network_moves(run, untrained):
@@ -195,25 +197,46 @@ def test_log_holds_what_the_console_said(this):
 
 def test_every_metric_has_a_value_with_a_card_or_a_reason(run):
     results = _results(run)
-    assert results["schema"] == 1
-    assert sorted(results["metrics"]) == options("metric")
+    assert results["schema"] == 2
+    assert sorted(results["metrics"]) == single_options("metric")
     for entry in results["metrics"].values():
         if "not_applicable" in entry:
-            assert list(entry) == ["not_applicable"]
-            assert entry["not_applicable"]
-        else:
-            assert {"value", "interval", "unit", "card"} <= set(entry)
-            assert math.isfinite(entry["value"])
-            assert entry["interval"] is None or entry["interval"][0] <= entry["value"] <= entry["interval"][1]
-            assert entry["unit"]
+            _require_reason(entry)
+            continue
+        assert set(entry) == {"value", "interval", "unit", "better", "parts", "card", "anchors", "finding"}
+        _require_value(entry)
+        assert entry["unit"]
+        assert entry["better"] in (HIGHER, LOWER, ZERO, None)
+        assert all(math.isfinite(part) for part in entry["parts"].values())
+        for row, reading in entry["anchors"].items():
+            assert row in (HELD_OUT, NOISE, UNTRAINED)
+            if "not_applicable" in reading:
+                _require_reason(reading)
+            else:
+                assert set(reading) == {"value", "interval", "count"}
+                _require_value(reading)
 
 
-def test_cards_say_what_was_measured(run, model):
+def _require_reason(entry: dict[str, Any]) -> None:
+    assert list(entry) == ["not_applicable"]
+    assert entry["not_applicable"]
+
+
+def _require_value(entry: dict[str, Any]) -> None:
+    assert math.isfinite(entry["value"])
+    assert entry["interval"] is None or entry["interval"][0] <= entry["value"] <= entry["interval"][1]
+
+
+def test_cards_say_what_was_measured(run):
     cards = {metric: entry["card"] for metric, entry in _results(run)["metrics"].items() if "card" in entry}
+    is_averaged = run.config().training.ema_half_life_examples is not None
     assert cards
     for card in cards.values():
-        assert card["weights"] == ("averaged" if isinstance(model, Adversarial) else "raw")
-        assert {"checkpoint", "step", "seed", "data"} <= set(card)
+        assert card["model"]["weights"] == ("averaged" if is_averaged else "raw")
+        assert {"checkpoint", "step", "examples_seen"} <= set(card["model"])
+        assert card["model"]["step"] == NUM_STEPS
+        assert {"seed", "data", "data_values"} <= set(card)
+        assert card["software"]["torch"] == version("torch")
         assert {"split", "num_examples"} <= set(card) or {"reference_split", "num_samples"} <= set(card)
         assert ("extractor" in card) == ("extractor_sha256" in card) == ("num_samples" in card)
 
@@ -465,9 +488,9 @@ def test_seed_changes_the_initial_weights(trained):
 
 
 def test_sweep_gives_every_job_a_directory_of_its_own(tmp_path, cache):
-    quick = ("trainer.accelerator=cpu", "trainer.max_steps=2", "metric=[]", "evaluation.num_samples=2")
+    quick = ("trainer.accelerator=cpu", "trainer.max_steps=2", "metric=[]")
     arguments = ("-m", "model=autoencoder,gan", f"hydra.sweep.dir={tmp_path}", f"data.cache={cache}", *quick)
-    said = run_cli("train", *arguments, "evaluation.classifier.num_steps=20")
+    said = run_cli("train", *arguments)
     assert said.code == 0, said.text
     runs = [Run.open(folder) for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
     assert [run.config().name.model for run in runs] == ["autoencoder", "gan"]

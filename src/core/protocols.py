@@ -17,6 +17,7 @@ from src.core.rng import Noise
 __all__ = [
     "Adversarial",
     "CanBound",
+    "CanClassify",
     "CanEncode",
     "CanReconstruct",
     "CanSample",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 Terms = dict[str, Tensor]
-"""Named quantities of one batch, each `(B,)` per example. `loss` is the objective to minimise."""
+"""Named quantities of one batch, each `(B,)` per example; of a training loss, `loss` is the objective to minimise."""
 
 
 @runtime_checkable
@@ -51,6 +52,10 @@ class CanBound(Protocol):
         """A lower bound of the log likelihood, `(B,)` in nats; unbiased for the bound if it is itself an estimate."""
         ...
 
+    def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
+        """What the bound is the sum of, by name, each `(B,)` in nats: for a VAE the reconstruction and minus the KL."""
+        ...
+
 
 @runtime_checkable
 class CanReconstruct(Protocol):
@@ -71,8 +76,17 @@ class CanEncode(Protocol):
 
 
 @runtime_checkable
+class CanClassify(Protocol):
+    def classify(self, x: Tensor) -> Tensor:
+        """Class logits, `(B, num_classes)`."""
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """Trained by following the gradient of one loss."""
+
+    objective: str  # what the loss is, in words, with all that its value depends on but the weights
 
     def loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms: ...
 

@@ -97,7 +97,7 @@ class DataSpec:
         """Raise `UserError` unless the examples carry class labels."""
         if not self.num_classes:
             raise UserError(
-                f"draws a given class, so it needs labelled data; data={self.name} has no labels (for data=image_folder, "
+                f"needs labelled data; data={self.name} has no labels (for data=image_folder, "
                 "put the images of each class in a folder of its own)"
             )
 

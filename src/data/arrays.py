@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, D
 __all__ = ["ImageArrays", "Split", "image_values", "prepare", "save_splits", "split_indices"]
 
 log = logging.getLogger(__name__)
+
+_HASHED_EXAMPLES = 4096  # at a time
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the arrays' bytes as they are now, whatever was written down when they were prepared."""
+        digest = hashlib.sha256()
+        for array in (self.x,) if self.y is None else (self.x, self.y):
+            for start in range(0, len(array), _HASHED_EXAMPLES):
+                digest.update(array[start : start + _HASHED_EXAMPLES].tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,10 @@ class ArrayData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return self.held_out_loader("val")
 
-    def held_out_loader(self, split: str) -> DataLoader:
-        """Batches of one split ("train", "val" or "test") in order, every value drawn once."""
-        return self._loader(split, _OrderedDraws(len(self.arrays.splits[split]), self._eval_batch_size))
+    def held_out_loader(self, split: str, index: Tensor | None = None) -> DataLoader:
+        """Batches of a split ("train", "val" or "test"), each value drawn once: in order, or those of an index `(N,)`."""
+        index = torch.arange(len(self.arrays.splits[split])) if index is None else index
+        return self._loader(split, _OrderedDraws(index, self._eval_batch_size))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return self.to_units(batch)
@@ -157,17 +158,17 @@ class _ShuffledDraws(Sampler):
 
 
 class _OrderedDraws(Sampler):
-    """Every example once, in order; the last batch may be smaller."""
+    """Every example of an index once, in order; the last batch may be smaller."""
 
-    def __init__(self, num_examples: int, batch_size: int) -> None:
-        self._num_examples = num_examples
+    def __init__(self, index: Tensor, batch_size: int) -> None:
+        self._index = index
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-self._num_examples // self._batch_size)
+        return -(-len(self._index) // self._batch_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        for index in torch.arange(self._num_examples).split(self._batch_size):
+        for index in self._index.split(self._batch_size):
             yield Draw(_HELD_OUT_EPOCH, index)
 
 

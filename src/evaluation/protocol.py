@@ -1,7 +1,10 @@
 """One protocol for every model: the same seeds, the same quantisation, the same reference rows."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,19 +16,24 @@ from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import Inputs, Measurement, Metric
+from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Inputs, Measurement, Metric
+from src.metrics.store import Store
 
-__all__ = ["draw_samples", "evaluate", "spread_classes"]
+__all__ = ["draw_samples", "evaluate", "require_protocol", "spread_classes"]
+
+_DEFAULT_MAX_SAMPLES = 10_000
+_SOFTWARE = ("torch", "torchmetrics")
 
 
 def evaluate(
     model: nn.Module,
-    untrained: nn.Module,
+    untrained: nn.Module | None,
     model_name: str,
     data: ArrayData,
     metrics: dict[str, Metric],
     classifier: Callable[[], Extractor],
-    num_samples: int,
+    store: Store,
+    num_samples: int | None,
     batch_size: int,
     seed: int,
     about: dict[str, Any],
@@ -34,33 +42,35 @@ def evaluate(
 
     Args:
         model: with the weights to measure; on any device.
-        untrained: the same model as it was before training, for a reference row.
+        untrained: the same model as it was before training, for a reference row; None for no such row.
         model_name: as in `model=NAME`.
         data: the data set.
         metrics: what to measure, by name.
         classifier: gives the domain classifier, or raises `NotApplicable`; called only if a metric needs it.
-        num_samples: samples drawn, and images in every reference row if there are as many.
+        store: what was computed before.
+        num_samples: samples drawn, and images in every reference row if there are as many; None for as many as there are
+            test images, at most 10,000.
         batch_size: samples drawn at a time; it does not change them.
         seed: seed of the samples and of everything else that is random.
-        about: what every card shall say besides, e.g. which weights were measured.
+        about: what every card shall say of the model, e.g. which weights were measured.
     """
-    require_at_least("evaluation.num_samples", num_samples, 2)
-    require_at_least("evaluation.batch_size", batch_size, 1)
+    require_protocol(num_samples, batch_size)
+    num_test = len(data.arrays.splits["test"])
+    num_samples = min(num_test, _DEFAULT_MAX_SAMPLES) if num_samples is None else num_samples
     device = next(model.parameters()).device
     model.eval()
-    untrained.eval().to(device)
     is_image = data.spec.modality == "image"
     labels = _data_classes(data, num_samples, seed)
     condition = None if labels is None else labels.to(device)
     draw = (data.spec, condition, num_samples, batch_size, seed)
     generated = _generated(model, model_name, *draw) if is_image else _NO_IMAGES
     anchors = {
-        "held_out": _split_images(data, "test", num_samples),
-        "noise": _noise(data.spec, labels, num_samples, batch_size, seed),
+        HELD_OUT: _split_images(data, "test", num_samples),
+        NOISE: _noise(data.spec, labels, num_samples, batch_size, seed),
     }
-    if isinstance(generated, ImageSet):
-        before = _generated(untrained, f"the untrained {model_name}", *draw)
-        anchors |= {"untrained": before} if isinstance(before, ImageSet) else {}
+    if untrained is not None and isinstance(generated, ImageSet):
+        before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw)
+        anchors |= {UNTRAINED: before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
         model_name=model_name,
@@ -72,11 +82,23 @@ def evaluate(
         reference=_split_images(data, "train", None),
         anchors=anchors if is_image else {},
         classifier=functools.cache(classifier),
+        store=store,
     )
-    results: dict[str, Measurement | NotApplicable] = {}
-    for name, metric in metrics.items():
-        results[name] = _measure(metric, inputs, about | {"seed": seed, "data": data.arrays.fingerprint[:12]})
-    return results
+    card = {
+        "data": f"{data.spec.name}-{data.arrays.fingerprint[:12]}",
+        "data_values": data.spec.values.describe(),
+        "quantisation": "clamped and rounded to 0 .. 255",
+        "seed": seed,
+        "model": about,
+        "software": {name: version(name) for name in _SOFTWARE},
+    }
+    return {name: _measure(metric, inputs, card) for name, metric in metrics.items()}
+
+
+def require_protocol(num_samples: int | None, batch_size: int) -> None:
+    """Raise `UserError` for settings that no evaluation can have."""
+    require_at_least("evaluation.num_samples", num_samples, 2)
+    require_at_least("evaluation.batch_size", batch_size, 1)
 
 
 @torch.no_grad()
@@ -113,34 +135,46 @@ def _generated(
     condition = condition if model.is_conditional else None
 
     @functools.cache
-    def images() -> list[tuple[Tensor, Tensor | None]]:
-        drawn: list[tuple[Tensor, Tensor | None]] = []
+    def drawn() -> list[tuple[Tensor, Tensor | None]] | NotApplicable:
+        parts: list[tuple[Tensor, Tensor | None]] = []
         start = 0
         for x in draw_samples(model, num_samples, batch_size, seed, condition):
+            asked = (min(batch_size, num_samples - start), *spec.shape)
+            if tuple(x.shape) != asked:
+                return NotApplicable(f"{model_name} drew samples of the shape {tuple(x.shape)} where {asked} was asked for")
             if not x.isfinite().all():
-                raise NotApplicable(f"{model_name} drew samples that are not finite")
+                return NotApplicable(f"{model_name} drew samples that are not finite")
             labels = None if condition is None else condition[start : start + len(x)].cpu()
-            drawn.append((spec.to_bytes(x).cpu(), labels))
+            parts.append((spec.to_bytes(x).cpu(), labels))
             start += len(x)
-        return drawn
+        return parts
 
-    return ImageSet(images)
+    def images() -> list[tuple[Tensor, Tensor | None]]:
+        parts = drawn()
+        if isinstance(parts, NotApplicable):
+            raise parts
+        return parts
+
+    return ImageSet(images, num_samples)
 
 
 def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
-    """The first `limit` real images of a split, through the same quantisation as samples."""
+    """Real images of a split, through the same quantisation as samples: all, or so many of them at random."""
+    arrays = data.arrays.splits[split]
+    count = len(arrays) if limit is None else min(limit, len(arrays))
+    # not the first ones: a folder of images is sorted by class
+    chosen = torch.randperm(len(arrays), generator=torch.Generator().manual_seed(derive_seed(0, 4)))[:count].sort().values
 
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
-        remaining = len(data.arrays.splits[split]) if limit is None else limit
-        for batch in data.held_out_loader(split):
-            if remaining <= 0:
-                return
+        for batch in data.held_out_loader(split, chosen):
             some = data.to_units(batch)
-            condition = None if some.condition is None else some.condition[:remaining]
-            yield data.spec.to_bytes(some.x[:remaining]), condition
-            remaining -= len(some)
+            yield data.spec.to_bytes(some.x), some.condition
 
-    return ImageSet(batches)
+    def identity() -> dict[str, Any]:
+        levels = data.arrays.source_levels
+        return {"sha256": arrays.sha256, "levels": levels, "split": split, "count": count, "spec": data.spec.to_dict()}
+
+    return ImageSet(batches, count, identity)
 
 
 def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None:
@@ -163,12 +197,16 @@ def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: 
             )
             yield images, None if labels is None else labels[index]
 
-    return ImageSet(batches)
+    def identity() -> dict[str, Any]:
+        of_labels = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+        return {"noise": "uniform bytes", "shape": spec.shape, "count": num_samples, "seed": seed, "labels": of_labels}
+
+    return ImageSet(batches, num_samples, identity)
 
 
-def _measure(metric: Metric, inputs: Inputs, about: dict[str, Any]) -> Measurement | NotApplicable:
+def _measure(metric: Metric, inputs: Inputs, card: dict[str, Any]) -> Measurement | NotApplicable:
     try:
         found = metric.measure(inputs)
     except NotApplicable as reason:
         return reason
-    return Measurement(found.value, found.unit, found.card | about, found.interval, found.anchors)
+    return replace(found, card=found.card | card)

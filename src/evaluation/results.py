@@ -1,22 +1,28 @@
-"""The results of a run, as plain JSON and as a table."""
+"""The results of a run, as plain JSON, as a table and in words."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from src.core.errors import NotApplicable
-from src.metrics.metric import Measurement
+from src.metrics.metric import Finding, Measurement, Reading
 
-__all__ = ["absences", "results_table", "scalars", "to_json"]
+__all__ = ["SCHEMA", "absences", "alarms", "findings", "results_table", "scalars", "to_json", "to_markdown"]
 
-SCHEMA = 1
+SCHEMA = 2
 Results = Mapping[str, Measurement | NotApplicable]
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """`{"schema": 1, "metrics": {NAME: {"value", "interval", "unit", "card", "anchors"} or {"not_applicable": why}}}`."""
+    """`{"schema": 2, "metrics": {NAME: entry}}`, where an entry is `{"not_applicable": why}` or
+
+    {"value", "interval": [low, high] or null, "unit", "better": "lower", "higher", "zero" or null, "parts": {name: x},
+     "card": {...the protocol..., "model": {...}, "software": {...}},
+     "anchors": {row: {"value", "interval", "count"} or {"not_applicable": why}},
+     "finding": {"words", "alarm": kind or null} or null}
+    """
     return {"schema": SCHEMA, "metrics": {name: _entry(result) for name, result in results.items()}}
 
 
@@ -27,23 +33,37 @@ def scalars(plain: dict[str, Any]) -> dict[str, float]:
 
 def results_table(plain: dict[str, Any]) -> Table:
     """The values of a results JSON as a table: a row a metric, a column for each reference row."""
-    entries = {name: entry for name, entry in plain["metrics"].items() if "value" in entry}
-    anchors = sorted({name for entry in entries.values() for name in entry["anchors"]})
+    names, rows = _cells(plain)
     table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for anchor in anchors:
-        counts = {entry["card"]["anchors"][anchor] for entry in entries.values() if anchor in entry["anchors"]}
-        table.add_column(f"{anchor.replace('_', ' ')} ({_range(counts)})", justify="right", style="dim")
-    table.add_column("unit")
-    for name, entry in entries.items():
-        row = [f"{entry['anchors'][anchor]:.4g}" if anchor in entry["anchors"] else "" for anchor in anchors]
-        table.add_row(name, f"{entry['value']:.4g}", *row, entry["unit"])
+    for name in names:
+        is_anchor = name not in ("metric", "value", "95 % interval", "unit")
+        justify: Literal["left", "right"] = "left" if name in ("metric", "unit") else "right"
+        table.add_column(name, justify=justify, style="dim" if is_anchor else None, no_wrap=not is_anchor)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _range(counts: set[int]) -> str:
-    return "-".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+def to_markdown(plain: dict[str, Any]) -> str:
+    """The same table for TensorBoard, with findings and absences below it."""
+    names, rows = _cells(plain)
+    lines = [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
+    notes = [f"- {line}" for line in [*findings(plain), *absences(plain)]]
+    return "\n".join([*lines, "", *notes])
+
+
+def findings(plain: dict[str, Any]) -> list[str]:
+    """What the values mean, in words: first what is wrong, each with its kind, then one line of what is not."""
+    found = [entry["finding"] for entry in plain["metrics"].values() if entry.get("finding")]
+    wrong = [f"ALARM ({finding['alarm']}): {finding['words']}" for finding in found if finding["alarm"]]
+    fine = [finding["words"] for finding in found if not finding["alarm"]]
+    return wrong + ([f"no alarm: {'; '.join(fine)}"] if fine else [])
+
+
+def alarms(plain: dict[str, Any]) -> set[str]:
+    """The kinds of alarm that were raised."""
+    found = [entry["finding"] for entry in plain["metrics"].values() if entry.get("finding")]
+    return {finding["alarm"] for finding in found if finding["alarm"]}
 
 
 def absences(plain: dict[str, Any]) -> list[str]:
@@ -55,6 +75,29 @@ def absences(plain: dict[str, Any]) -> list[str]:
     return [f"not applicable: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
+def _cells(plain: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of text."""
+    entries = {name: entry for name, entry in plain["metrics"].items() if "value" in entry}
+    counts: dict[str, set[int]] = {}
+    for entry in entries.values():
+        for anchor, reading in entry["anchors"].items():
+            if "value" in reading:
+                counts.setdefault(anchor, set()).add(reading["count"])
+    headers = {anchor: f"{anchor.replace('_', ' ')} ({_range(some)})" for anchor, some in counts.items()}
+    names = ["metric", "value", "95 % interval", *headers.values(), "unit"]
+    rows = []
+    for name, entry in entries.items():
+        readings = [entry["anchors"].get(anchor, {}) for anchor in headers]
+        shown = [f"{reading['value']:.4g}" if "value" in reading else "" for reading in readings]
+        interval = "[{:.4g}, {:.4g}]".format(*entry["interval"]) if entry["interval"] else ""
+        rows.append([name, f"{entry['value']:.4g}", interval, *shown, entry["unit"]])
+    return names, rows
+
+
+def _range(counts: set[int]) -> str:
+    return "-".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
 def _entry(result: Measurement | NotApplicable) -> dict[str, Any]:
     if isinstance(result, NotApplicable):
         return {"not_applicable": str(result)}
@@ -62,8 +105,27 @@ def _entry(result: Measurement | NotApplicable) -> dict[str, Any]:
         return {"not_applicable": f"the value is {result.value}"}
     return {
         "value": result.value,
-        "interval": list(result.interval) if result.interval else None,
+        "interval": _interval(result.interval),
         "unit": result.unit,
+        "better": result.better,
+        "parts": result.parts,
         "card": result.card,
-        "anchors": result.anchors,
+        "anchors": {name: _anchor(reading) for name, reading in result.anchors.items()},
+        "finding": _finding(result.finding),
     }
+
+
+def _anchor(reading: Reading | NotApplicable) -> dict[str, Any]:
+    if isinstance(reading, NotApplicable):
+        return {"not_applicable": str(reading)}
+    if not math.isfinite(reading.value):
+        return {"not_applicable": f"the value is {reading.value}"}
+    return {"value": reading.value, "interval": _interval(reading.interval), "count": reading.count}
+
+
+def _interval(interval: tuple[float, float] | None) -> list[float] | None:
+    return list(interval) if interval and all(math.isfinite(end) for end in interval) else None
+
+
+def _finding(finding: Finding | None) -> dict[str, Any] | None:
+    return {"words": finding.words, "alarm": finding.alarm} if finding else None

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.core.errors import NotApplicable
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import Inputs, SampleMetric
+from src.metrics.jackknife import NUM_BLOCKS, block_of, jackknife
+from src.metrics.metric import HIGHER, Inputs, Reading, SampleMetric
 
 __all__ = ["ClassifierScore", "classifier_score"]
 
@@ -29,13 +31,20 @@ def classifier_score(logits: Tensor) -> Tensor:
 
 
 class ClassifierScore(SampleMetric):
-    """`cs`: the score on the domain classifier's logits, over all samples at once."""
+    """`cs`: the score on the domain classifier's logits, over all samples at once, with a jackknife interval."""
 
-    def extractor(self, inputs: Inputs) -> Extractor:
-        return inputs.classifier()
+    better = HIGHER
 
-    def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
-        return float(classifier_score(images.features(extractor).logits))
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        logits = inputs.features(images, extractor).logits
+        if not logits.shape[1]:
+            raise NotApplicable(f"{extractor.name} knows no classes")
+        score = classifier_score(logits)
+        if len(logits) < 2 * NUM_BLOCKS:
+            return Reading(float(score), len(logits))
+        block = block_of(len(logits))
+        found = jackknife(score, torch.stack([classifier_score(logits[block != g]) for g in range(NUM_BLOCKS)]))
+        return Reading(float(score), len(logits), found.around(float(score)))
 
     def protocol(self) -> dict[str, Any]:
         return {"splits": 1}

@@ -4,7 +4,8 @@ from typing import Any
 
 from src.core.errors import NotApplicable
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import Inputs, SampleMetric
+from src.metrics.intervals import wilson_interval
+from src.metrics.metric import HIGHER, Inputs, Reading, SampleMetric
 
 __all__ = ["ConditionAccuracy"]
 
@@ -15,15 +16,18 @@ class ConditionAccuracy(SampleMetric):
     The row of held-out real images is the classifier's own accuracy: the most that a model can be expected to reach.
     """
 
+    better = HIGHER
+
     def extractor(self, inputs: Inputs) -> Extractor:
         if not getattr(inputs.model, "is_conditional", False):
             raise NotApplicable(f"{inputs.model_name} draws no given class")
-        return inputs.classifier()
+        return super().extractor(inputs)
 
-    def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
-        features = images.features(extractor)
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        features = inputs.features(images, extractor)
         assert features.labels is not None
-        return float((features.logits.argmax(1) == features.labels).double().mean())
+        right = int((features.classes == features.labels).sum())
+        return Reading(right / features.count, features.count, wilson_interval(right, features.count))
 
     def protocol(self) -> dict[str, Any]:
         return {}

@@ -4,9 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from src.core.errors import NotApplicable
 
 __all__ = ["Extractor", "Features", "ImageSet", "NetworkExtractor", "weights_sha256"]
 
@@ -16,8 +20,8 @@ class Features:
     """What an extractor says of N images.
 
     Args:
-        features: `(N, D)` float64.
-        logits: `(N, K)` float64 class logits.
+        features: `(N, D)` float32, or uint8 if they are the pixels themselves.
+        logits: `(N, K)` float32 class logits; K is 0 if the extractor knows no classes.
         labels: `(N,)` int64, the classes the images were drawn as, or None.
     """
 
@@ -29,16 +33,23 @@ class Features:
     def count(self) -> int:
         return len(self.features)
 
+    @property
+    def classes(self) -> Tensor:
+        """`(N,)` int64, the likeliest class of each image."""
+        return self.logits.argmax(1)
+
 
 class Extractor(ABC):
-    """Turns uint8 images `(B, C, H, W)` in 0 .. 255 into features and logits. Its network never trains."""
+    """Turns uint8 images `(B, C, H, W)` in 0 .. 255 into features and logits. Nothing in it ever trains."""
 
     name: str
-    sha256: str  # of the weights
+    sha256: str  # of the weights, or of what stands for them
+    accuracy: float | None = None  # of a classifier, on its own test images
+    is_worth_keeping = True  # False: the features are computed faster than read from a disk
 
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(B, D)` and logits `(B, K)`, float64, on the CPU (not every device has float64)."""
+        """Features `(B, D)` and logits `(B, K)`, see `Features`, on the CPU, where there is float64 to add them up in."""
 
 
 class NetworkExtractor(Extractor):
@@ -47,11 +58,14 @@ class NetworkExtractor(Extractor):
     Args:
         name: what to call it on a card.
         network: the network; put in evaluation mode, its weights frozen.
+        sha256: the hash of its weights, if it is known; else it is computed.
+        accuracy: share of its test images that it is right on, if it is known.
     """
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    def __init__(self, name: str, network: nn.Module, sha256: str | None = None, accuracy: float | None = None) -> None:
+        self.accuracy = accuracy
         self.name = name
-        self.sha256 = weights_sha256(network)
+        self.sha256 = sha256 or weights_sha256(network)
         self._network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -59,34 +73,47 @@ class NetworkExtractor(Extractor):
         device = next(self._network.parameters()).device
         with torch.autocast(device.type, enabled=False):
             features, logits = self._network(images.to(device).float().div(127.5).sub(1))
-        return features.cpu().double(), logits.cpu().double()
+        return features.cpu().float(), logits.cpu().float()
 
 
 class ImageSet:
-    """Images, handed out in batches, whose features are computed once for each extractor.
+    """Images, handed out in batches.
 
     Args:
         batches: called for a pass over all images: pairs of uint8 images `(B, C, H, W)` and labels `(B,)` or None.
+        count: how many they are.
+        identity: says what the images are, as plain JSON types: equal identities mean equal bytes. It is called once,
+            if it is asked for. None for a model's samples.
     """
 
-    def __init__(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> None:
+    def __init__(
+        self,
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]],
+        count: int,
+        identity: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
         self.batches = batches
-        self._features: dict[tuple[str, str], Features] = {}
+        self.count = count
+        self._identity = identity
+
+    @cached_property
+    def identity(self) -> dict[str, Any] | None:
+        """What the images are; None if nobody else can have the same."""
+        return None if self._identity is None else self._identity()
 
     def features(self, extractor: Extractor) -> Features:
-        """The features of all images; computed at the first call."""
-        key = (extractor.name, extractor.sha256)
-        if key not in self._features:
-            features, logits = [], []
-            labels: list[Tensor] = []
-            for images, condition in self.batches():
-                some_features, some_logits = extractor(images)
-                features.append(some_features)
-                logits.append(some_logits)
-                labels += [] if condition is None else [condition.cpu()]
-            joined = torch.cat(labels) if labels else None
-            self._features[key] = Features(torch.cat(features), torch.cat(logits), joined)
-        return self._features[key]
+        """The features of all images, computed at every call (see `Store.features`)."""
+        features, logits = [], []
+        labels: list[Tensor] = []
+        for images, condition in self.batches():
+            some_features, some_logits = extractor(images)
+            assert some_features.ndim == 2, "an extractor gives one vector an image"
+            if not (some_features.isfinite().all() and some_logits.isfinite().all()):
+                raise NotApplicable(f"{extractor.name} gives features that are not finite")
+            features.append(some_features)
+            logits.append(some_logits)
+            labels += [] if condition is None else [condition.cpu()]
+        return Features(torch.cat(features), torch.cat(logits), torch.cat(labels) if labels else None)
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -1,159 +1,168 @@
-"""FID and the inception score: torchmetrics on the Inception network of 2015-12-05, and on nothing else.
+"""FID, KID and the inception score: on the Inception network of 2015-12-05, and on nothing else.
 
-The weights (96 MB) come from a local file or from torchmetrics' own download. With neither the metric is absent, with its
-reason; no other network ever stands in for it. Images are resized to 299x299 by torch-fidelity's TensorFlow-like bilinear
-interpolation, grey ones repeated to three channels.
+The weights (96 MB) come from a local file or from torch-fidelity's own download. With neither the metric is absent, with
+its reason; no other network ever stands in for it. Images are resized to 299x299 by torch-fidelity's TensorFlow-like
+bilinear interpolation, grey ones repeated to three channels. FID and the score are computed by torchmetrics.
 
 References:
     Heusel et al. 2017, arXiv:1706.08500 (FID); Salimans et al. 2016, arXiv:1606.03498 (IS).
+    Binkowski et al. 2018, arXiv:1801.01401 (KID).
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 
 from src.core.errors import NotApplicable, UserError
-from src.metrics.features import ImageSet
-from src.metrics.metric import Inputs, Measurement, Metric, measure_anchors
+from src.metrics.features import Extractor, ImageSet
+from src.metrics.kernel_distance import KernelDistance
+from src.metrics.metric import HIGHER, Inputs, Reading, SampleMetric, Space
 
-__all__ = ["FID", "InceptionScore"]
+__all__ = ["FID", "KID", "InceptionScore"]
 
 _FEATURE_DIM = 2048
-_BATCH_SIZE = 64
+_BATCH_SIZE = 64  # 299x299 pixels want memory
+_RESIZE = {"resize": "299x299 bilinear as TensorFlow 1, grey repeated to 3 channels"}
 
 
-class _InceptionMetric(Metric):
-    """Shared by both: where the weights come from, and the card.
+class _Inception(Space):
+    """The features of pool3 and the logits, by a network whose weights come from a file or are fetched.
 
     Args:
+        metric: name of the metric that asks, for messages.
         weights: file of the Inception weights (weights-inception-2015-12-05-6726825d.pth), or None.
-        download: let torchmetrics fetch them, if no file is given.
+        download: let torch-fidelity fetch them, if no file is given.
     """
 
-    _name: ClassVar[str]  # of its YAML, for messages
-
-    def __init__(self, weights: str | None, download: bool) -> None:
+    def __init__(self, metric: str, weights: str | None, download: bool) -> None:
         if weights is not None and not Path(weights).is_file():
-            raise UserError(f"metric.{self._name}.weights={weights} is not a file")
+            raise UserError(f"metric.{metric}.weights={weights} is not a file")
+        self._metric = metric
         self._weights = weights
         self._download = download
 
-    def _network(self, layer: str, inputs: Inputs) -> "_Inception":
+    def extractor(self, inputs: Inputs) -> Extractor:
         if self._weights is None and not self._download:
             raise NotApplicable(
-                f"no Inception weights: give metric.{self._name}.weights=FILE, or metric.{self._name}.download=true"
+                f"no Inception weights: give metric.{self._metric}.weights=FILE, or metric.{self._metric}.download=true"
             )
         try:
-            network = _load(self._weights, layer)
+            network = _load(self._weights)
         except Exception as error:  # network, file and format errors of many kinds: all mean "no weights"
             raise NotApplicable(f"the Inception weights cannot be loaded ({type(error).__name__}: {error})") from error
-        return network.to(inputs.device)
-
-    def _card(self, network: "_Inception", **rest: Any) -> dict[str, Any]:
-        return {
-            "extractor": f"inception-v3-compat (2015-12-05), {network.layer}",
-            "extractor_sha256": network.sha256,
-            "resize": "299x299 bilinear as TensorFlow 1, grey repeated to 3 channels",
-            **rest,
-        }
+        return _InceptionExtractor(network.to(inputs.device), _file_sha256(self._weights))
 
 
-class FID(_InceptionMetric):
-    """The Fréchet Inception distance between samples and training images, pool3 features."""
+class FID(SampleMetric):
+    """The Fréchet Inception distance between samples and training images: the plain estimate, as published ones are.
 
-    _name = "fid"
+    Args:
+        weights, download: see the module.
+    """
 
-    def measure(self, inputs: Inputs) -> Measurement:
-        generated = inputs.need_generated()
-        network = self._network("2048", inputs)
-        metric = FrechetInceptionDistance(feature=network, reset_real_features=False).to(network.device)
-        num_reference = _feed(inputs.reference, lambda x: metric.update(x, real=True), network.device)
+    def __init__(self, weights: str | None, download: bool) -> None:
+        super().__init__(_Inception("fid", weights, download))
 
-        def distance(images: ImageSet) -> tuple[float, int]:
-            metric.reset()
-            num_samples = _feed(images, lambda x: metric.update(x, real=False), network.device)
-            if min(num_samples, num_reference) < 2:
-                raise NotApplicable("FID needs at least two samples on each side")
-            return float(metric.compute()), num_samples
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        metric = FrechetInceptionDistance(feature=_Given(), reset_real_features=False, sync_on_compute=False)
+        sums = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # torchmetrics' names
 
-        value, num_samples = distance(generated)
-        anchors, about = measure_anchors(inputs, distance)
-        card = self._card(network, num_samples=num_samples, num_reference=num_reference, reference_split="train", **about)
-        return Measurement(value, "1", card, anchors=anchors)
+        def reference() -> dict[str, Tensor]:
+            metric.update(inputs.features(inputs.reference, extractor).features.double(), real=True)
+            return {name: getattr(metric, name) for name in sums}
+
+        for name, value in inputs.store.get("inception_sums", inputs.reference, extractor, {}, reference).items():
+            setattr(metric, name, value)
+        features = inputs.features(images, extractor).features.double()
+        if min(len(features), inputs.reference.count) < 2:
+            raise NotApplicable("FID needs at least two images on each side")
+        metric.update(features, real=False)
+        return Reading(float(metric.compute()), len(features))
+
+    def protocol(self) -> dict[str, Any]:
+        return _RESIZE | {"estimate": "plug-in"}
 
 
-class InceptionScore(_InceptionMetric):
-    """The inception score of the samples, mean over ten splits."""
+class KID(KernelDistance):
+    """The kernel distance on Inception's pool3. Args as `FID`."""
 
-    _name = "inception_score"
+    def __init__(self, weights: str | None, download: bool) -> None:
+        super().__init__(_Inception("kid", weights, download))
 
-    def measure(self, inputs: Inputs) -> Measurement:
-        generated = inputs.need_generated()
-        network = self._network("logits_unbiased", inputs)
-        value, num_samples = self._score(network, generated)
-        anchors, about = measure_anchors(inputs, lambda images: self._score(network, images))
-        return Measurement(value, "1", self._card(network, num_samples=num_samples, splits=10, **about), anchors=anchors)
+    def protocol(self) -> dict[str, Any]:
+        return _RESIZE | super().protocol()
 
-    def _score(self, network: "_Inception", images: ImageSet) -> tuple[float, int]:
-        metric = TorchmetricsInceptionScore(feature=network, splits=10).to(network.device)
-        num_samples = _feed(images, metric.update, network.device)
-        if num_samples < 10:
-            raise NotApplicable(f"the inception score needs at least 10 samples for its 10 splits, not {num_samples}")
+
+class InceptionScore(SampleMetric):
+    """The inception score of the samples, mean over ten splits. Args as `FID`."""
+
+    better = HIGHER
+
+    def __init__(self, weights: str | None, download: bool) -> None:
+        super().__init__(_Inception("inception_score", weights, download))
+
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        logits = inputs.features(images, extractor).logits.double()
+        if len(logits) < 10:
+            raise NotApplicable(f"the inception score needs at least 10 images for its 10 splits, not {len(logits)}")
+        metric = TorchmetricsInceptionScore(feature=_Given(), splits=10, sync_on_compute=False)
+        metric.update(logits)
         with torch.random.fork_rng():  # torchmetrics shuffles by the global generator
             torch.manual_seed(0)
-            return float(metric.compute()[0]), num_samples
+            return Reading(float(metric.compute()[0]), len(logits))
+
+    def protocol(self) -> dict[str, Any]:
+        return _RESIZE | {"splits": 10}
 
 
-class _Inception(nn.Module):
-    """One layer of torch-fidelity's Inception, frozen, in float64, for uint8 images of any size and 1 or 3 channels."""
+class _InceptionExtractor(Extractor):
+    """Takes uint8 images of any size, grey or colour."""
 
-    num_features = _FEATURE_DIM
+    name = "inception-v3-compat (2015-12-05), pool3 and logits"
 
-    def __init__(self, network: NoTrainInceptionV3, layer: str, sha256: str) -> None:
-        super().__init__()
-        self.layer = layer
+    def __init__(self, network: FeatureExtractorInceptionV3, sha256: str) -> None:
         self.sha256 = sha256
-        self._network = network.eval().requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self._network.parameters()).device
+        self._network = network
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        device = next(self._network.parameters()).device
         if images.shape[1] == 1:
             images = images.repeat(1, 3, 1, 1)
-        return self._network(images).double()
+        with torch.autocast(device.type, enabled=False):
+            pairs = [self._network(part.to(device)) for part in images.split(_BATCH_SIZE)]
+        features, logits = (torch.cat(parts).flatten(1).cpu().float() for parts in zip(*pairs, strict=True))
+        return features, logits
 
 
-@lru_cache(maxsize=2)
-def _load(weights: str | None, layer: str) -> _Inception:
+class _Given(nn.Module):
+    """Stands where torchmetrics expects a network, and passes on the features it is given."""
+
+    num_features: ClassVar[int] = _FEATURE_DIM
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@lru_cache(maxsize=1)
+def _load(weights: str | None) -> FeatureExtractorInceptionV3:
     if weights is not None:
         torch.load(weights, weights_only=True)  # torch-fidelity would run whatever code the file holds
     with torch.random.fork_rng():  # its random weights, replaced at once, come from the global generator
-        network = NoTrainInceptionV3(
-            "inception-v3-compat", [layer], feature_extractor_weights_path=weights, antialias=False
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
         )
-    return _Inception(network, layer, _file_sha256(weights))
+    return network.eval().requires_grad_(False)
 
 
-def _feed(images: ImageSet, update: Callable[[Tensor], None], device: torch.device) -> int:
-    """Send all images through `update`, few at a time since 299x299 pixels want memory; returns how many they were."""
-    count = 0
-    for batch, _ in images.batches():
-        for part in batch.split(_BATCH_SIZE):
-            update(part.to(device))
-        count += len(batch)
-    return count
-
-
+@lru_cache(maxsize=1)
 def _file_sha256(weights: str | None) -> str:
     path = weights or Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -2,47 +2,50 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.core.batch import Batch
 from src.core.errors import NotApplicable
-from src.core.protocols import CanBound, CanScore, Trainable
+from src.core.protocols import CanBound, CanScore, Terms, Trainable
 from src.core.rng import SampleNoise
 from src.core.spec import DISCRETE
-from src.metrics.metric import Inputs, Measurement, Metric, require
+from src.metrics.intervals import mean_interval
+from src.metrics.metric import HIGHER, LOWER, Inputs, Measurement, Metric, require
 
-__all__ = ["Bound", "BoundBitsPerDim", "LogLikelihood", "TestLoss"]
+__all__ = ["BitsPerDim", "Bound", "BoundBitsPerDim", "LogLikelihood", "TestLoss"]
+
+Of = Callable[[Batch, SampleNoise], Terms]
 
 
 class LogLikelihood(Metric):
     """Mean exact log likelihood of a test example, in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        require(inputs, CanScore)
-        return _mean(inputs, lambda batch, _: inputs.model.log_prob(batch.x, batch.condition), "nats")
+        return _mean(inputs, _exact(inputs), 1.0, "nats", HIGHER)
+
+
+class BitsPerDim(Metric):
+    """The exact log likelihood as bits per dimension of discrete data, -log p / (D ln 2); smaller is better."""
+
+    def measure(self, inputs: Inputs) -> Measurement:
+        return _mean(inputs, _exact(inputs), _bits_per_nat(inputs), "bits/dim", LOWER)
 
 
 class Bound(Metric):
     """Mean lower bound of the log likelihood of a test example (for a VAE the ELBO), in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        require(inputs, CanBound)
-        return _mean(inputs, _bound(inputs), "nats")
+        return _mean(inputs, _bound(inputs), 1.0, "nats", HIGHER)
 
 
 class BoundBitsPerDim(Metric):
     """The bound as bits per dimension of discrete data, -bound / (D ln 2); smaller is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        require(inputs, CanBound)
-        if inputs.spec.values.kind != DISCRETE:
-            kind = inputs.spec.values.describe()
-            raise NotApplicable(f"bits per dimension are of discrete values; data={inputs.spec.name} gives {kind}")
-        scale = -1 / (inputs.spec.num_dims * math.log(2))
-        bound = _bound(inputs)
-        return _mean(inputs, lambda batch, noise: scale * bound(batch, noise), "bits/dim")
+        return _mean(inputs, _bound(inputs), _bits_per_nat(inputs), "bits/dim", LOWER)
 
 
 class TestLoss(Metric):
@@ -52,26 +55,59 @@ class TestLoss(Metric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         require(inputs, Trainable)
-        return _mean(inputs, lambda batch, noise: inputs.model.loss(batch, generator=noise)["loss"], "objective")
+
+        def of(batch: Batch, noise: SampleNoise) -> Terms:
+            terms = inputs.model.loss(batch, generator=noise)
+            return {"value": terms.pop("loss"), **terms}
+
+        return _mean(inputs, of, 1.0, "objective", LOWER, {"objective": inputs.model.objective})
 
 
-def _bound(inputs: Inputs) -> Callable[[Batch, SampleNoise], Tensor]:
-    return lambda batch, noise: inputs.model.log_prob_bound(batch.x, batch.condition, generator=noise)
+def _exact(inputs: Inputs) -> Of:
+    require(inputs, CanScore)
+    return lambda batch, _: {"value": inputs.model.log_prob(batch.x, batch.condition)}
 
 
-def _mean(inputs: Inputs, of: Callable[[Batch, SampleNoise], Tensor], unit: str) -> Measurement:
-    """Mean of a per-example quantity over the test split, with its 95 % interval from the standard error."""
-    values, start = [], 0
+def _bound(inputs: Inputs) -> Of:
+    require(inputs, CanBound)
+
+    def of(batch: Batch, noise: SampleNoise) -> Terms:
+        terms = dict(inputs.model.log_prob_bound_terms(batch.x, batch.condition, generator=noise))
+        return {"value": torch.stack(list(terms.values())).sum(0), **terms}
+
+    return of
+
+
+def _bits_per_nat(inputs: Inputs) -> float:
+    """The factor from nats of an example to bits of one of its values; the sign turns a likelihood into a code length."""
+    if inputs.spec.values.kind != DISCRETE:
+        kind = inputs.spec.values.describe()
+        raise NotApplicable(f"bits per dimension are of discrete values; data={inputs.spec.name} gives {kind}")
+    return -1 / (inputs.spec.num_dims * math.log(2))
+
+
+def _mean(
+    inputs: Inputs, of: Of, scale: float, unit: str, better: str, protocol: dict[str, Any] | None = None
+) -> Measurement:
+    """Mean of a per-example quantity over the test split, with its 95 % interval and the means of its parts.
+
+    Args:
+        of: terms `(B,)` of a batch: "value", and what it is made of.
+        scale: factor of all of them.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    start = 0
     with torch.no_grad():
         for batch in inputs.test_batches():
-            values.append(of(batch, SampleNoise(inputs.seed, start)).cpu().double())
+            for name, values in of(batch, SampleNoise(inputs.seed, start)).items():
+                collected.setdefault(name, []).append(values.cpu().double())
             start += len(batch)
-    joined = torch.cat(values)
-    num_bad = int((~joined.isfinite()).sum())
+    terms = {name: scale * torch.cat(values) for name, values in collected.items()}
+    values = terms.pop("value")
+    num_bad = int((~values.isfinite()).sum())
     if num_bad:
-        raise NotApplicable(f"{num_bad} of {len(joined)} test examples have no finite value")
-    mean = float(joined.mean())
-    margin = 1.96 * float(joined.std()) / math.sqrt(len(joined)) if len(joined) > 1 else math.nan
-    card = {"split": "test", "num_examples": len(joined), "values": inputs.spec.values.kind}
-    interval = (mean - margin, mean + margin) if math.isfinite(margin) else None
-    return Measurement(mean, unit, card, interval=interval)
+        raise NotApplicable(f"{num_bad} of {len(values)} test examples have no finite value")
+    card = {"split": "test", "num_examples": len(values), "values": inputs.spec.values.kind, **(protocol or {})}
+    means = {name: float(part.mean()) for name, part in terms.items()}
+    parts = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    return Measurement(float(values.mean()), unit, card, better, mean_interval(values), parts)

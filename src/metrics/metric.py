@@ -6,14 +6,64 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from src.core.batch import Batch
 from src.core.errors import NotApplicable
+from src.core.rng import derive_seed
 from src.core.spec import DataSpec
-from src.metrics.features import Extractor, ImageSet
+from src.metrics.features import Extractor, Features, ImageSet
+from src.metrics.store import Store
 
-__all__ = ["Inputs", "Measurement", "Metric", "SampleMetric", "measure_anchors", "require"]
+__all__ = [
+    "HELD_OUT",
+    "HIGHER",
+    "LOWER",
+    "NOISE",
+    "UNTRAINED",
+    "ZERO",
+    "Finding",
+    "Inputs",
+    "Measurement",
+    "Metric",
+    "Reading",
+    "SampleMetric",
+    "Space",
+    "require",
+]
+
+LOWER, HIGHER, ZERO = "lower", "higher", "zero"  # which values of a metric are better: ZERO is "near zero"
+HELD_OUT, NOISE, UNTRAINED = "held_out", "noise", "untrained"  # the reference rows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a value means, in words.
+
+    Args:
+        words: a few words, as "8 of 10 modes".
+        alarm: what is wrong, in one word, or None: "modes", "support", "copying" or "underfit".
+    """
+
+    words: str
+    alarm: str | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A quantity of one set of images.
+
+    Args:
+        value: the number.
+        count: how many images it was measured on.
+        interval: lower and upper end of a 95 % interval, if one is known.
+        parts: what the value is made of, by name.
+    """
+
+    value: float
+    count: int
+    interval: tuple[float, float] | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,15 +74,21 @@ class Measurement:
         value: the number.
         unit: its unit, e.g. "nats" or "1".
         card: the protocol: two values are comparable only if their cards agree.
+        better: `LOWER`, `HIGHER`, `ZERO`, or None where none is better.
         interval: lower and upper end of a 95 % interval, if one is known.
-        anchors: the same quantity of reference rows, by name: held-out real data, noise, the untrained model.
+        parts: what the value is made of, by name.
+        anchors: the same quantity of reference rows, by name, or the reason why it has no value.
+        finding: what the value means, if it is more than a number.
     """
 
     value: float
     unit: str
     card: dict[str, Any]
+    better: str | None = None
     interval: tuple[float, float] | None = None
-    anchors: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    anchors: dict[str, Reading | NotApplicable] = field(default_factory=dict)
+    finding: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +106,7 @@ class Inputs:
         reference: the training images.
         anchors: image sets measured beside the samples, by name.
         classifier: gives the domain classifier, or raises `NotApplicable`.
+        store: what was computed before.
     """
 
     model: nn.Module
@@ -62,11 +119,27 @@ class Inputs:
     reference: ImageSet
     anchors: dict[str, ImageSet]
     classifier: Callable[[], Extractor]
+    store: Store
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
             raise self.generated
         return self.generated
+
+    def need_held_out(self) -> ImageSet:
+        if HELD_OUT not in self.anchors:
+            raise NotApplicable("there are no held-out images to compare with")
+        return self.anchors[HELD_OUT]
+
+    def features(self, images: ImageSet, extractor: Extractor) -> Features:
+        """What an extractor says of all images, computed once."""
+        return self.store.features(images, extractor)
+
+    def reference_part(self, extractor: Extractor, count: int) -> Tensor:
+        """Features `(count, D)` of a random part of the training images, always the same; all of them if they are fewer."""
+        features = self.features(self.reference, extractor).features
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(derive_seed(0, 3)))
+        return features[order[:count]]
 
 
 class Metric(ABC):
@@ -77,60 +150,78 @@ class Metric(ABC):
         """The value with its card; raises `NotApplicable` with the reason if there is none."""
 
 
-class SampleMetric(Metric):
-    """A quantity of a set of images, so that real images and noise can be measured beside the samples."""
+class Space(ABC):
+    """Where image sets are measured: gives an extractor for the data at hand."""
 
-    unit = "1"
+    in_words = "features"  # as in "near in features"
 
     @abstractmethod
     def extractor(self, inputs: Inputs) -> Extractor:
+        """The extractor; raises `NotApplicable` if it cannot be had."""
+
+
+class SampleMetric(Metric):
+    """A quantity of a set of images, so that real images and noise can be measured beside the samples.
+
+    Args:
+        space: where it is measured.
+    """
+
+    unit = "1"
+    better: str | None = LOWER
+    beside: tuple[str, ...] = (HELD_OUT, NOISE, UNTRAINED)  # the reference rows it is measured on
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def extractor(self, inputs: Inputs) -> Extractor:
         """The features it is measured on; raises `NotApplicable` if they cannot be had."""
+        return self._space.extractor(inputs)
 
     @abstractmethod
-    def of(self, images: ImageSet, reference: ImageSet, extractor: Extractor) -> float:
-        """The quantity of `images`, against the `reference` if it compares."""
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        """The quantity of a set of images."""
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """What else the value depends on, for its card."""
 
+    def finding(self, reading: Reading, null: Reading | None) -> Finding | None:
+        """What the samples' value means beside that of held-out real images."""
+        return None
+
     def measure(self, inputs: Inputs) -> Measurement:
         generated = inputs.need_generated()
         extractor = self.extractor(inputs)
-
-        def counted(images: ImageSet) -> tuple[float, int]:
-            return self.of(images, inputs.reference, extractor), images.features(extractor).count
-
-        value, num_samples = counted(generated)
-        anchors, about_anchors = measure_anchors(inputs, counted)
+        reading = self.of(generated, inputs, extractor)
+        anchors: dict[str, Reading | NotApplicable] = {}
+        for name in self.beside:
+            if name in inputs.anchors:
+                try:
+                    anchors[name] = self.of(inputs.anchors[name], inputs, extractor)
+                except NotApplicable as reason:
+                    anchors[name] = reason
+        null = anchors.get(HELD_OUT)
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
-            "num_samples": num_samples,
-            "num_reference": inputs.reference.features(extractor).count,
+            "num_samples": reading.count,
+            "num_reference": inputs.reference.count,
             "reference_split": "train",
-            **about_anchors,
             **self.protocol(),
         }
-        return Measurement(value, self.unit, card, anchors=anchors)
-
-
-def measure_anchors(
-    inputs: Inputs, counted: Callable[[ImageSet], tuple[float, int]]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The values of the reference rows, and what a card says of them: how many images each had, or why it has no value.
-
-    Args:
-        counted: the quantity of a set of images, and their number.
-    """
-    values: dict[str, float] = {}
-    about: dict[str, Any] = {}
-    for name, images in inputs.anchors.items():
-        try:
-            values[name], about[name] = counted(images)
-        except NotApplicable as reason:
-            about[name] = str(reason)
-    return values, {"anchors": about}
+        if extractor.accuracy is not None:
+            card["extractor_accuracy"] = extractor.accuracy
+        return Measurement(
+            reading.value,
+            self.unit,
+            card,
+            self.better,
+            reading.interval,
+            reading.parts,
+            anchors,
+            self.finding(reading, null if isinstance(null, Reading) else None),
+        )
 
 
 def require(inputs: Inputs, capability: type) -> None:

@@ -28,6 +28,8 @@ class Autoencoder(nn.Module):
         latent_dim: length of the code.
     """
 
+    objective = "squared error, summed over the values of an example"
+
     def __init__(
         self,
         spec: DataSpec,

@@ -121,6 +121,11 @@ class VAE(nn.Module):
         parameters_shape = (spec.shape[0] * self.likelihood.num_parameters, *spec.shape[1:])
         self.decoder = decoder(in_shape=(latent_dim,), out_shape=parameters_shape, condition_dim=condition_dim)
 
+    @property
+    def objective(self) -> str:
+        of = "of x given its class" if self.is_conditional else "of x"
+        return f"{self._beta:g} KL - log p(x | z) by {self.likelihood.in_words}, {of}"
+
     def loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
         reconstruction, kl = self._bound_terms(batch.x, batch.condition, generator or fresh_noise())
         terms = {"loss": self._beta * kl - reconstruction, "reconstruction": -reconstruction, "kl": kl}
@@ -130,10 +135,15 @@ class VAE(nn.Module):
 
     def log_prob_bound(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         """The ELBO, estimated with one z per example."""
+        terms = self.log_prob_bound_terms(x, condition, generator=generator)
+        return terms["reconstruction"] + terms["minus_kl"]
+
+    def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
+        """E_q [log p(x | z, c)], estimated with one z per example, and -KL(q || p)."""
         if not self.likelihood.is_normalised:
             raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood of grey values")
         reconstruction, kl = self._bound_terms(x, condition, generator or fresh_noise())
-        return reconstruction - kl
+        return {"reconstruction": reconstruction, "minus_kl": -kl}
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x, c), each `(B, latent_dim)`."""

@@ -38,10 +38,12 @@ class Likelihood(nn.Module, ABC):
     num_parameters: ClassVar[int]  # decoder outputs per data value
     accepts: ClassVar[tuple[str, ...]]  # kinds of values, see `core.spec`
     is_normalised: ClassVar[bool] = True  # False: a training loss only, never reported as a likelihood
+    in_words: str  # with all that its values depend on but the decoder's output; its name, if that is all
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.in_words = type(self).__name__
         if spec.values.kind not in self.accepts:
             raise UserError(
                 f"{type(self).__name__} is a likelihood of {' or '.join(self.accepts)} values; data={spec.name} gives "
@@ -142,6 +144,7 @@ class Gaussian(_GaussianDensity):
     def __init__(self, spec: DataSpec, scale: float) -> None:
         super().__init__(spec)
         self.register_buffer("log_scale", _log_scale(scale, "likelihood.scale"), persistent=False)
+        self.in_words = f"Gaussian of scale {scale:g}"
 
 
 class GaussianLearnedScale(_GaussianDensity):

@@ -1,32 +1,45 @@
-"""The final metrics in TensorBoard: as scalars, and as an entry of the HPARAMS page beside the hyper-parameters."""
+"""The final metrics in TensorBoard: as scalars, as a table, and in an entry of the HPARAMS page."""
 
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-__all__ = ["log_final_metrics"]
+__all__ = ["log_final_metrics", "log_hyper_parameters"]
 
 
-def log_final_metrics(
-    loggers: list[Logger], hyper_parameters: dict[str, Any], metrics: dict[str, float], step: int
-) -> None:
-    """Write `final/<metric>` curves of one point, and the HPARAMS entry.
+def log_final_metrics(loggers: list[Logger], metrics: dict[str, float], table: str, step: int) -> None:
+    """Write `final/<metric>` curves of one point, and all results as a Markdown table.
+
+    Args:
+        metrics: final values by name.
+        table: shown on TensorBoard's TEXT page.
+        step: the step they belong to.
+    """
+    for logger in loggers:
+        logger.log_metrics(_named(metrics), step=step)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("results", table, step)
+        logger.finalize("success")
+
+
+def log_hyper_parameters(loggers: list[Logger], hyper_parameters: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write the HPARAMS entry of a run: what it was made with beside what came out.
 
     Args:
         hyper_parameters: nested plain types; flattened to `a.b.c`. What is no number, text or truth value, and how
             things are built (`_partial_`), is left out.
         metrics: final values by name.
-        step: the step they belong to.
     """
-    named = {f"final/{name}": value for name, value in metrics.items()}
     flat = dict(_flatten(hyper_parameters, ""))
     for logger in loggers:
-        logger.log_metrics(named, step=step)
         if isinstance(logger, TensorBoardLogger):
-            for summary in hparams(flat, named):
+            for summary in hparams(flat, _named(metrics)):
                 logger.experiment._get_file_writer().add_summary(summary)
-        logger.finalize("success")
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"final/{name}": value for name, value in metrics.items()}
 
 
 def _flatten(node: Any, path: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,106 @@
+"""Mode collapse over classes: which classes the samples reach, and how far their histogram is from that of the data.
+
+Classes are those that the domain classifier reads, on samples and training images alike, so that its own errors fall on
+both sides; what they cost is seen at the held-out images beside.
+
+References:
+    Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761; Lin et al. 2018 (PacGAN), arXiv:1712.04086: both quantities.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.core.errors import NotApplicable, UserError, require_at_least
+from src.metrics.features import Extractor, ImageSet
+from src.metrics.metric import HELD_OUT, HIGHER, NOISE, Finding, Inputs, Reading, SampleMetric, Space
+
+__all__ = ["ClassKL", "ModesCovered", "histogram_kl"]
+
+
+def histogram_kl(counts: Tensor, reference_counts: Tensor) -> Tensor:
+    """KL(p || q) in nats, `()`, of histograms `(K,)`; half a count is added to every class of q, so that none is empty."""
+    p = counts.double() / counts.sum()
+    smoothed = reference_counts.double() + 0.5
+    q = smoothed / smoothed.sum()
+    return torch.special.xlogy(p, p / q).sum().clamp(min=0)
+
+
+class _Histogram(SampleMetric):
+    beside = (HELD_OUT, NOISE)
+
+    def _counts(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> tuple[Tensor, Tensor]:
+        """Class counts `(K,)` of the images and of the training images."""
+        features, reference = (inputs.features(some, extractor) for some in (images, inputs.reference))
+        num_classes = features.logits.shape[1]
+        if not num_classes:
+            raise NotApplicable(f"{extractor.name} knows no classes")
+        counts, reference_counts = (some.classes.bincount(minlength=num_classes) for some in (features, reference))
+        return counts, reference_counts
+
+
+class ModesCovered(_Histogram):
+    """Number of classes that the samples reach.
+
+    Args:
+        space: gives the classifier.
+        min_share: a class is reached if its share among the samples is at least so many times its share among the
+            training images. (One misread sample does not make a mode.)
+    """
+
+    unit = "classes"
+    better = HIGHER
+
+    def __init__(self, space: Space, min_share: float) -> None:
+        super().__init__(space)
+        if not 0 < min_share < 1:
+            raise UserError(f"metric.modes.min_share={min_share} must be between 0 and 1")
+        self._min_share = min_share
+
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        counts, reference = self._counts(images, inputs, extractor)
+        is_mode = reference > 0
+        share, reference_share = (c.double() / c.sum() for c in (counts, reference))
+        is_reached = is_mode & (share >= self._min_share * reference_share)
+        parts = {"of": float(is_mode.sum())}
+        names = inputs.spec.class_names
+        parts |= {f"missing_{names[i]}": float(share[i]) for i in (is_mode & ~is_reached).nonzero().flatten().tolist()}
+        return Reading(float(is_reached.sum()), int(counts.sum()), parts=parts)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"min_share": self._min_share}
+
+    def finding(self, reading: Reading, null: Reading | None) -> Finding:
+        missing = [name.removeprefix("missing_") for name in reading.parts if name.startswith("missing_")]
+        which = f" (missing: {', '.join(missing)})" if missing else ""
+        words = f"{reading.value:.0f} of {reading.parts['of']:.0f} modes{which}"
+        return Finding(words, "modes" if missing else None)
+
+
+class ClassKL(_Histogram):
+    """KL divergence of the samples' class histogram from that of the training images, in nats.
+
+    Args:
+        space: gives the classifier.
+        alarm_above: a divergence above it, and above three times that of held-out images, raises the alarm.
+    """
+
+    unit = "nats"
+
+    def __init__(self, space: Space, alarm_above: float) -> None:
+        super().__init__(space)
+        require_at_least("metric.class_kl.alarm_above", alarm_above, 0)
+        self._alarm_above = alarm_above
+
+    def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        counts, reference = self._counts(images, inputs, extractor)
+        return Reading(float(histogram_kl(counts, reference)), int(counts.sum()))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"histogram": "classes read, half a count added to the reference"}
+
+    def finding(self, reading: Reading, null: Reading | None) -> Finding:
+        beside = f" (null {null.value:.2g})" if null else ""
+        is_off = reading.value > max(self._alarm_above, 3 * null.value if null else 0)
+        return Finding(f"class histogram off by {reading.value:.2g} nats{beside}", "modes" if is_off else None)

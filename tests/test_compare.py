@@ -1,0 +1,579 @@
+"""`python -m src.compare`: its mathematics against closed forms, and what it puts side by side and what it does not."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+from scipy import stats
+
+from src.compare import compare_runs, main
+from src.evaluation.comparison_formats import print_text
+from src.evaluation.significance import holm, independent_difference, paired_difference, sign_flip_p
+from tests.commands import Said, call, run_cli
+
+PAIRS = [2.0, 1.1, 3.5, 0.4, 1.9]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a test's runs lie, with a way to make one by hand."""
+
+    path: Path
+    settings: dict[str, Any] = field(default_factory=lambda: {"latent_dim": 20})
+
+    def run(self, name: str, model: str = "vae", seed: int = 0, time: str = "12:00", **metrics: Any) -> Path:
+        """A finished run with results; each metric is a value or a whole entry."""
+        config = {
+            "name": {"model": model, "data": "digits"},
+            "seed": seed,
+            "model": {"_target_": f"src.models.{model}"} | self.settings,
+            "callback": {"pictures": {"every": seed}},
+            "data": {"_target_": "src.data.digits.digits", "cache": f"somewhere/{name}"},
+        }
+        entries = {metric: value if isinstance(value, dict) else entry(value) for metric, value in metrics.items()}
+        run = self.path / name
+        run.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+        write(run / "status.json", {"status": "done", "time": f"2026-01-01T{time}:00+00:00"})
+        write(run / "results.json", {"schema": 2, "metrics": entries})
+        return run
+
+    def with_model(self, **settings: Any) -> "Folder":
+        """The same folder, for runs with other settings of the model."""
+        return Folder(self.path, settings)
+
+    def seeds(self, model: str, values: list[float], **entries: Any) -> None:
+        for seed, value in enumerate(values):
+            self.run(f"{model}-{seed}", model, seed, fd=entry(value, **entries))
+
+    def compare(self, *arguments: str) -> Said:
+        return call("compare", str(self.path), *arguments)
+
+
+def entry(
+    value: float, interval: list[float] | None = None, better: str | None = "lower", **protocol: Any
+) -> dict[str, Any]:
+    """A metric in results.json."""
+    card = {"num_samples": 1000, "seed": 0} | protocol
+    return {
+        "value": value,
+        "interval": interval,
+        "unit": "1",
+        "better": better,
+        "parts": {},
+        "card": card | {"model": {"weights": "raw", "checkpoint": "best", "step": 5}, "software": {"torch": "2"}},
+        "anchors": {},
+        "finding": None,
+    }
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content))
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "runs")
+
+
+# mathematics
+
+
+def test_paired_difference_is_the_paired_t_test():
+    x = np.array([1.0, 4.0, 2.0, 8.0, 5.0])
+    y = x + np.array(PAIRS)
+    found, expected = paired_difference(PAIRS), stats.ttest_rel(y, x)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-9)
+    assert found.value == pytest.approx(np.mean(PAIRS))
+
+
+@pytest.mark.parametrize(("difference", "p"), [(1.5, 0.0), (0.0, 1.0)])
+def test_equal_differences_leave_no_doubt(difference, p):
+    found = paired_difference([difference] * 3)
+    assert (found.low, found.value, found.high, found.p) == (difference, difference, difference, p)
+
+
+def test_independent_difference_adds_standard_errors_in_quadrature():
+    found = independent_difference(10.0, (7.0, 13.0), 4.0, (0.0, 8.0))
+    assert (found.value, found.low, found.high) == pytest.approx((6.0, 1.0, 11.0))
+    assert found.p == pytest.approx(2 * stats.norm.sf(6 / (5 / 1.96)))
+
+
+def test_sign_flip_counts_the_sums_that_are_as_large():
+    assert sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8  # only all plus and all minus reach 6
+    assert sign_flip_p([1.0, 2.0, -3.0]) == 1.0  # every sum is at least 0
+    assert sign_flip_p([3.0, 1.0, -1.0]) == 6 / 8  # of 8 sums: 5, 3, 3, 1 and their negatives; |sum| >= 3
+
+
+def test_sign_flip_agrees_with_scipys_exact_permutations():
+    differences = [*PAIRS, -0.7, 2.2]
+    expected = stats.permutation_test((np.array(differences),), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_p(differences) == pytest.approx(expected.pvalue)
+
+
+def test_holm_on_a_worked_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+# rows
+
+
+def test_seeds_are_one_row_with_mean_deviation_and_count(folder):
+    folder.seeds("vae", [10.0, 12.0, 14.0])
+    comparison = compare_runs([folder.path])
+    assert [row.label for row in comparison.rows] == ["vae on digits"]
+    assert "12.0 ± 2.0 (3)" in folder.compare().text
+
+
+def test_rows_of_one_model_are_told_apart_by_the_setting_that_differs(folder):
+    folder.run("a", fd=1.0)
+    folder.with_model(latent_dim=8).run("b", fd=2.0)
+    folder.run("c", "gan", fd=3.0)
+    labels = [row.label for row in compare_runs([folder.path]).rows]
+    assert labels == ["vae on digits model.latent_dim=20", "vae on digits model.latent_dim=8", "gan on digits"]
+
+
+def test_a_grid_takes_two_settings_and_a_class_is_named_by_its_last_part(folder):
+    for name, (prior, beta) in {"a": ("Flow", 1), "b": ("Flow", 4), "c": ("Normal", 1), "d": ("Normal", 4)}.items():
+        folder.with_model(prior={"_target_": f"src.models.{prior}"}, beta=beta, same=beta).run(name, fd=1.0)
+    labels = [row.label.removeprefix("vae on digits ") for row in compare_runs([folder.path]).rows]
+    assert labels[0] == "model.beta=1 model.prior=Flow"
+    assert len(set(labels)) == 4
+
+
+def test_rows_that_take_too_many_settings_are_told_apart_by_their_directories(folder):
+    for i in range(5):
+        folder.with_model(**{f"switch_{j}": i == j for j in range(5)}).run(f"run{i}", fd=1.0)
+    assert compare_runs([folder.path]).rows[2].label.endswith("run2")
+
+
+def test_the_later_of_two_runs_of_a_seed_counts_and_the_other_is_named(folder):
+    folder.run("a", time="13:00", fd=1.0)
+    folder.run("b", time="12:00", fd=2.0)
+    said = folder.compare()
+    assert "1.000" in said.text
+    assert f"vae ({folder.path / 'b'}): {folder.path / 'a'} is a later run of the same config and seed" in said.text
+
+
+def test_runs_are_in_the_order_of_their_numbers(folder):
+    for i, name in enumerate(["10-a", "2-long", "2-b", "1-a"]):
+        folder.with_model(latent_dim=i).run(name, fd=1.0)
+    names = [Path(row.runs[0].path).name for row in compare_runs([folder.path]).rows]
+    assert names == ["1-a", "2-b", "2-long", "10-a"]
+
+
+def test_a_run_given_twice_is_there_once(folder):
+    run = folder.run("a", fd=1.0)
+    comparison = compare_runs([run, folder.path])
+    assert len(comparison.rows) == 1
+    assert not comparison.left_out
+
+
+def test_the_weights_that_were_used_are_shown(folder):
+    averaged = entry(1.0)
+    averaged["card"]["model"]["weights"] = "averaged"
+    folder.run("a", fd=averaged)
+    assert compare_runs([folder.path]).rows[0].weights == "averaged"
+
+
+# columns
+
+
+def test_columns_are_in_the_order_of_the_first_run_or_as_asked_for(folder):
+    folder.run("a", cs=1.0, fd=2.0)
+    folder.run("b", "gan", bound=3.0, fd=2.0)
+    assert [column.metric for column in compare_runs([folder.path]).columns] == ["cs", "fd", "bound"]
+    assert [column.metric for column in compare_runs([folder.path], ["fd", "cs"]).columns] == ["fd", "cs"]
+
+
+def test_a_single_run_shows_its_interval(folder):
+    folder.run("a", fd=entry(11.6, [11.2, 12.0]))
+    assert "11.60 [11.20, 12.00]" in folder.compare().text
+
+
+def test_an_absent_value_gives_its_reason_once(folder):
+    why = {"not_applicable": "no Inception weights"}
+    folder.run("a", fd=1.0, fid=why, inception_score=why)
+    folder.run("b", "gan", fd=1.0, fid=why, inception_score=why)
+    folder.run("c", "cgan", fd=1.0, fid=5.0, inception_score=why)
+    text = folder.compare().text
+    assert text.count("no Inception weights") == 1
+    assert "fid of vae on digits, gan on digits; inception_score: no Inception weights" in text
+
+
+def test_a_metric_that_some_run_did_not_measure_is_said(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=1.0, cs=2.0)
+    assert "cs of vae on digits: not measured" in folder.compare().text
+
+
+@pytest.mark.parametrize(
+    ("better", "best"), [("lower", ["vae"]), ("higher", ["gan"]), ("zero", ["cgan"]), (None, [])], ids=str
+)
+def test_the_best_is_bold_as_the_metric_says(folder, better, best):
+    for model, value in {"vae": -3.0, "gan": 2.0, "cgan": -1.0}.items():
+        folder.run(model, model, fd=entry(value, better=better))
+    lines = read_csv_of(folder)
+    assert [line["model"] for line in lines if line["best"] == "true"] == best
+    bold = [line for line in folder.compare("--format", "markdown").text.splitlines() if "**" in line]
+    assert [line.split()[1] for line in bold] == best
+
+
+def read_csv_of(folder: Folder) -> list[dict[str, str]]:
+    file = folder.path / "table.csv"
+    folder.compare("--format", "csv", "--out", str(file))
+    return read_csv(file.read_text())
+
+
+def test_floor_and_ceiling_come_from_the_anchors(folder):
+    anchored = entry(5.0)
+    anchored["anchors"] = {
+        "held_out": {"value": 0.5, "interval": [0.4, 0.6], "count": 300},
+        "noise": {"value": 600.0, "interval": None, "count": 1000},
+    }
+    why = entry(5.0) | {"anchors": {"held_out": {"not_applicable": "noise has no class"}}}
+    folder.run("a", fd=anchored, cs=why)
+    text = folder.compare().text
+    assert "0.50 [0.40, 0.60] (of 300)" in text
+    assert "noise (ceiling)" in text
+    assert "600.0 " in text
+    assert "cs of held-out real (floor): noise has no class" in text
+    assert [line["floor"] for line in read_csv_of(folder)] == ["0.5", ""]
+
+
+# refusals
+
+
+def test_a_value_of_another_protocol_is_refused_with_field_values_and_command(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=2.0)
+    odd = folder.run("c", "cgan", fd=entry(0.1, num_samples=200))
+    said = folder.compare()
+    assert said.code == 1
+    assert "refused" in said.text
+    assert (
+        f"fd of cgan ({odd}) is refused: its num_samples is 200, the column's is 1000; "
+        f"measure it again: python -m src.evaluate run={odd} evaluation.num_samples=1000"
+    ) in said.text
+    assert read_csv_of(folder)[2]["verdict"] == "refused"
+
+
+def test_a_nested_field_is_named_with_dots_and_is_no_setting(folder):
+    folder.run("a", fd=entry(1.0, features={"layer": "pool", "of": [1, 2]}))
+    odd = folder.run("b", "gan", fd=entry(2.0, features={"layer": "last"}))
+    text = folder.compare().text
+    assert "its features.layer is last, the column's is pool; its features.of is not given, the column's is [1,2]" in text
+    assert f"python -m src.evaluate run={odd}\n" in text
+
+
+def test_other_data_cannot_be_measured_again(folder):
+    folder.run("a", fd=entry(1.0, data="abc"))
+    folder.run("b", "gan", fd=entry(2.0, data="def"))
+    text = folder.compare().text
+    assert "its data is def, the column's is abc; values on other data cannot be compared" in text
+
+
+def test_the_model_and_the_software_of_a_card_are_no_protocol(folder):
+    other = entry(2.0)
+    other["card"] |= {"model": {"weights": "averaged"}, "software": {"torch": "3"}}
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=other)
+    assert folder.compare().code == 0
+
+
+def test_a_seed_of_another_protocol_is_not_in_the_mean(folder):
+    folder.seeds("vae", [10.0, 14.0])
+    folder.run("c", seed=2, fd=entry(0.0, seed=1))
+    said = folder.compare()
+    assert said.code == 1
+    assert "12.0 ± 2.8 (2)" in said.text
+    assert "its seed is 1, the column's is 0" in said.text
+    assert "evaluation.seed=0" in said.text
+
+
+def test_values_of_other_units_are_refused(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=entry(2.0) | {"unit": "nats"})
+    assert "its unit is nats, the column's is 1" in folder.compare().text
+
+
+# verdicts
+
+
+def test_common_seeds_are_paired(folder):
+    base = np.array([5.0, 9.0, 4.0, 7.0, 6.0])
+    folder.seeds("vae", base.tolist())
+    folder.seeds("gan", (base + PAIRS).tolist())
+    (verdict,) = compare_runs([folder.path]).verdicts
+    expected = stats.ttest_rel(base + PAIRS, base)
+    assert verdict.word == "worse"
+    assert verdict.num_seeds == 5
+    assert verdict.difference.p == pytest.approx(expected.pvalue)
+    assert verdict.p_holm == verdict.difference.p
+    assert verdict.p_flip == 2 / 32
+    text = folder.compare().text
+    p = f"{expected.pvalue:.2g}"
+    assert (
+        f"fd: gan on digits is worse than vae on digits by 1.8 [0.3, 3.2], paired over 5 seeds, p = {p} (Holm {p})" in text
+    )
+    assert "sign-flip p = 0.062" in text
+
+
+def test_seeds_that_are_not_common_are_left_out_of_the_difference(folder):
+    folder.seeds("vae", [1.0, 2.0, 90.0])
+    folder.seeds("gan", [3.0, 4.0])
+    (verdict,) = compare_runs([folder.path]).verdicts
+    assert verdict.num_seeds == 2
+    assert verdict.word == "better"  # gan has the smaller mean, vae is better wherever both were trained
+    assert (
+        "vae on digits is better than gan on digits over the common seeds by 2.000 [2.000, 2.000]" in folder.compare().text
+    )
+
+
+def test_the_sign_flips_of_many_seeds_are_not_computed(folder):
+    folder.seeds("vae", list(map(float, range(17))))
+    folder.seeds("gan", [i + 1 + i % 3 for i in map(float, range(17))])
+    assert "sign-flip p not computed over 17 seeds" in folder.compare().text
+
+
+@pytest.mark.parametrize("better", ["lower", "higher", "zero"])
+def test_a_difference_whose_interval_holds_zero_is_inconclusive(folder, better):
+    folder.run("a", fd=entry(10.0, [8.0, 12.0], better))
+    folder.run("b", "gan", fd=entry(11.0, [9.0, 13.0], better))
+    text = folder.compare().text
+    assert "fd: inconclusive: " in text
+    assert "covers the sampling of these checkpoints, not retraining" in text
+
+
+def test_of_a_metric_that_is_better_when_higher_the_lower_is_worse(folder):
+    folder.run("a", fd=entry(0.9, [0.89, 0.91], "higher"))
+    folder.run("b", "gan", fd=entry(0.5, [0.49, 0.51], "higher"))
+    assert "gan on digits is worse than vae on digits by 0.400 [0.386, 0.414]" in folder.compare().text
+    line = read_csv_of(folder)[1]
+    assert float(line["difference"]) == pytest.approx(-0.4)
+    assert float(line["difference_low"]) < -0.4 < float(line["difference_high"]) < 0
+
+
+def test_of_a_metric_that_is_best_at_zero_absolute_values_are_compared(folder):
+    folder.seeds("vae", [-1.0, 1.0, -1.1], better="zero")
+    folder.seeds("gan", [-3.0, 3.0, 3.2], better="zero")
+    (verdict,) = compare_runs([folder.path]).verdicts
+    assert verdict.difference.value == pytest.approx((2 + 2 + 2.1) / 3)
+    assert "in absolute value" in folder.compare().text
+
+
+def test_without_intervals_the_verdict_asks_for_seeds(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=2.0)
+    assert "fd: gan on digits against vae on digits: no interval: train several seeds" in folder.compare().text
+
+
+def test_p_is_adjusted_over_all_comparisons_of_the_table(folder):
+    for model, shift in {"vae": 0, "gan": 5, "cgan": 1}.items():
+        narrow, wide = [shift - 2, shift + 2], [-1.0, 1.0]
+        folder.run(model, model, fd=entry(shift, narrow), cs=entry(0.0, wide))
+    verdicts = compare_runs([folder.path]).verdicts
+    assert [verdict.p_holm for verdict in verdicts] == holm([verdict.difference.p for verdict in verdicts])
+    assert len(verdicts) == 4
+
+
+def test_rows_of_other_seeds_ask_for_common_ones(folder):
+    folder.seeds("vae", [1.0, 2.0])
+    for seed in (5, 6):
+        folder.run(f"gan-{seed}", "gan", seed, fd=9.0)
+    assert "no interval: train several seeds, the same of both" in folder.compare().text
+
+
+# sentences
+
+
+def test_alarms_are_said_and_other_findings_are_not(folder):
+    bad = entry(8.0, better=None) | {"finding": {"words": "8 of 10 modes", "alarm": "modes"}}
+    good = entry(10.0, better=None) | {"finding": {"words": "10 of 10 modes", "alarm": None}}
+    run = folder.run("a", "gan", modes=bad, fd=1.0)
+    folder.run("b", modes=good, fd=1.0)
+    text = folder.compare("--metric", "fd").text
+    assert f"ALARM gan ({run}): 8 of 10 modes" in text
+    assert "10 of 10 modes" not in text
+
+
+def test_a_failed_run_is_named_with_its_reason(folder):
+    folder.run("a", fd=1.0)
+    failed, unmeasured = folder.run("b", "gan"), folder.run("c", "cgan")
+    for run in (failed, unmeasured):
+        (run / "results.json").unlink()
+    write(failed / "status.json", {"status": "failed", "time": "x", "reason": "loss is nan\n  at step 7"})
+    said = folder.compare()
+    assert said.code == 0
+    assert f"{failed}: it has no results, its status is failed (loss is nan at step 7)" in said.text
+    assert f"{unmeasured}: it has no results, its status is done; python -m src.evaluate run={unmeasured}" in said.text
+
+
+def test_a_run_that_is_not_done_but_measured_is_marked(folder):
+    run = folder.run("a", fd=1.0)
+    write(run / "status.json", {"status": "interrupted", "time": "x"})
+    assert f"vae ({run}) is not done, its status is interrupted" in folder.compare().text
+
+
+def test_results_of_another_schema_are_refused_with_the_remedy(folder):
+    folder.run("a", fd=1.0)
+    old = folder.run("b", "gan", fd=1.0)
+    write(old / "results.json", {"schema": 1, "metrics": {}})
+    said = folder.compare()
+    assert said.code == 1
+    assert f"results.json of {old} has schema 1, not 2: python -m src.evaluate run={old}" in said.text
+
+
+@pytest.mark.parametrize("content", ["[", "{}", '{"schema": 2, "metrics": {"fd": {"value": 1}}}'])
+def test_a_damaged_run_is_named(folder, content):
+    folder.run("a", fd=1.0)
+    damaged = folder.run("b", "gan", fd=1.0)
+    (damaged / "results.json").write_text(content)
+    assert str(damaged) in folder.compare().text
+
+
+@pytest.mark.parametrize("content", ["seed: 0", "[1]", "a: ["])
+def test_a_run_with_a_damaged_config_is_left_out(folder, content):
+    folder.run("a", fd=1.0)
+    damaged = folder.run("b", "gan", fd=1.0)
+    (damaged / "config.yaml").write_text(content)
+    said = folder.compare()
+    assert said.code == 0
+    assert f"{damaged}: " in said.text
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--metric", "fad"), "metric=fad was measured in no run; allowed: fd, cs"),
+        (("--format", "html"), "argument --format: invalid choice: 'html'"),
+        (("--metrics", "fd"), "unrecognized arguments: --metrics fd"),
+        (("--out", "/nowhere/table"), "--out=/nowhere/table cannot be written"),
+        (("nowhere",), "nowhere is not a directory"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(folder, arguments, sentence):
+    folder.run("a", fd=1.0, cs=1.0)
+    said = folder.compare(*arguments)
+    assert said.code == 1
+    assert sentence in said.text
+    assert "Traceback" not in said.text
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    said = call("compare", str(tmp_path))
+    assert said.code == 1
+    assert f"error: {tmp_path} holds no run" in said.text
+
+
+def test_runs_that_all_have_no_results_are_an_error(folder):
+    (folder.run("a") / "results.json").unlink()
+    said = folder.compare()
+    assert said.code == 1
+    assert said.text.startswith("error: no run can be compared: ")
+
+
+def test_nothing_heavy_is_imported_and_errors_go_to_stderr(folder):
+    folder.run("a", fd=1.0)
+    heavy = "torch lightning hydra scipy numpy torchmetrics"
+    program = f"""
+import sys
+sys.argv = ["compare", {str(folder.path)!r}]
+from src.compare import main
+main()
+print([name for name in {heavy.split()!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
+    start = time.monotonic()
+    said = run_cli("compare", "nowhere")
+    assert said.text == "error: nowhere is not a directory; give runs or a folder of runs, as in outputs/digits\n"
+    assert said.code == 1
+    assert time.monotonic() - start < 5  # about 0.5 s on a machine that does nothing else
+
+
+# formats
+
+
+def test_csv_holds_every_digit_and_each_row_and_metric(folder):
+    value, interval = 0.1 + 0.2, [0.1 + 0.1 / 3, 2 / 3]
+    folder.run("a", fd=entry(value, interval), cs=1e-17)
+    folder.run("b", "gan, wide", fd=entry(1 / 3, interval))
+    lines = read_csv_of(folder)
+    assert [(line["model"], line["metric"]) for line in lines] == [
+        ("vae", "fd"),
+        ("vae", "cs"),
+        ("gan, wide", "fd"),
+        ("gan, wide", "cs"),
+    ]
+    assert (float(lines[0]["value"]), float(lines[0]["low"]), float(lines[0]["high"])) == (value, *interval)
+    assert float(lines[1]["value"]) == 1e-17
+    assert [line["verdict"] for line in lines] == ["best", "", "inconclusive", "no value"]
+    assert lines[0]["protocol"] == lines[2]["protocol"]
+    assert len(lines[0]["protocol"]) == 12
+    (verdict,) = compare_runs([folder.path]).verdicts
+    assert float(lines[2]["p"]) == verdict.difference.p
+
+
+def test_csv_on_stdout_is_nothing_but_csv(folder, capsys):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=entry(2.0, num_samples=3))
+    before, sys.argv = sys.argv, ["compare", str(folder.path), "--format", "csv"]
+    try:
+        with pytest.raises(SystemExit):
+            main()
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    assert {line["metric"] for line in read_csv(out)} == {"fd"}
+    assert "is refused" in err
+
+
+def test_the_markdown_table_is_well_formed(folder):
+    folder.with_model(prior="a|b").run("a", fd=1.0)
+    folder.with_model(prior="c").run("b", fd=2.0)
+    lines = folder.compare("--format", "markdown").text.split("\n\n")[0].splitlines()
+    assert lines[1] == "| --- | ---: | ---: | ---: |"
+    assert {line.replace("\\|", "").count("|") for line in lines} == {5}
+    assert lines[2] == "| vae on digits model.prior=a\\|b | 1 | raw | **1.000** |"
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "markdown"])
+def test_the_file_holds_the_table_even_if_a_value_is_refused(folder, form):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=entry(2.0, num_samples=3))
+    file = folder.path / "table"
+    said = folder.compare("--format", form, "--out", str(file))
+    assert said.code == 1
+    assert file.read_text() in said.text
+    assert "refused" in file.read_text()
+
+
+def test_best_values_are_bold_on_a_terminal(folder):
+    folder.run("a", fd=1.25)
+    folder.run("b", "gan", fd=2.5)
+    console = Console(force_terminal=True, width=100, color_system="standard", file=io.StringIO())
+    with console.capture() as capture:
+        print_text(compare_runs([folder.path]), console)
+    assert "\x1b[1m1.250\x1b[0m" in capture.get()
+    assert "\x1b[1m2.500" not in capture.get()
