@@ -38,8 +38,7 @@ def compare_runs(paths: list[Path], metrics: list[str] | None = None) -> Compari
             if results is None:
                 left_out.append(f"{run.shown}: {_why_unmeasured(run, status)}")
             elif results.get("schema") != SCHEMA:
-                schema = f"has schema {results.get('schema')}, not {SCHEMA}"
-                refusals.append(f"results.json of {run.shown} {schema}: python -m src.evaluate run={run.shown}")
+                refusals.append(f"results.json of {run.shown} {_why_unreadable(results.get('schema'))}")
             else:
                 runs.append(_read(run, status, results))
         except UserError as error:
@@ -66,6 +65,13 @@ def _run_folders(path: Path) -> Iterator[Path]:
 def _why_unmeasured(run: Run, status: dict[str, Any]) -> str:
     remedy = f"; python -m src.evaluate run={run.shown} measures it" if status["status"] in ("done", "interrupted") else ""
     return f"it has no results, its status is {_in_words(status)}{remedy}"
+
+
+def _why_unreadable(schema: Any) -> str:
+    is_newer = isinstance(schema, int) and schema > SCHEMA
+    remedy = "a newer version of the framework" if is_newer else "an older version of the framework"
+    remedy += ", which can compare it" if is_newer else " and must be trained again to be compared"
+    return f"has schema {schema}, not {SCHEMA}: the run is from {remedy}"
 
 
 def _in_words(status: dict[str, Any]) -> str:

@@ -86,7 +86,12 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
     )
     as_json = to_json(results)
     kept = earlier.get("metrics", {}) if earlier.get("schema") == as_json["schema"] else {}
-    run.write_results(as_json | {"metrics": kept | as_json["metrics"]})
+    for name, entry in as_json["metrics"].items():
+        if "value" in entry or "value" not in kept.get(name, {}):
+            kept[name] = entry
+        else:
+            log.info(f"{name} has no value now; the earlier one stays in the results")
+    run.write_results(as_json | {"metrics": kept})
     _report(as_json)
     return as_json
 
@@ -123,13 +128,15 @@ def _store(config: DictConfig) -> Store:
 
 def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Callable[[], Extractor]:
     """Gives the frozen classifier of the data on a device, or raises `NotApplicable` with the reason why there is none."""
-    settings, spec = config.evaluation.classifier, data.spec
+    settings, spec = config.evaluation.get("classifier"), data.spec
+    if not isinstance(settings, DictConfig) or not {"file", "sha256"} <= set(settings):
+        raise UserError("evaluation.classifier must have the keys file and sha256 (a run of an older version has others)")
 
     def load() -> Extractor:
         if not spec.num_classes:
             raise NotApplicable(f"data={spec.name} has no labels, so there is no classifier of it")
         folder = Path(config.data.cache) / "classifiers"
-        file = find_frozen(settings.file, folder, spec.name, data.arrays.fingerprint)
+        file = find_frozen(settings.file, folder, spec, data.arrays.fingerprint)
         state, about, sha256 = read_frozen(file, settings.sha256)
         if (about["in_shape"], len(about["class_names"])) != (list(spec.shape), spec.num_classes):
             raise NotApplicable(
@@ -137,13 +144,22 @@ def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Ca
                 f"data={spec.name} gives {spec.describe()}"
             )
         try:
-            network = build(about["network"])
+            with torch.random.fork_rng():  # its first weights, replaced at once, come from the global generator
+                network = _built_network(about["network"])
             network.load_state_dict(state)
         except Exception as error:  # a file of somebody else may describe anything
             raise NotApplicable(f"the network of {file} cannot be built ({str(error).splitlines()[0]})") from error
         return NetworkExtractor(file.stem, network.to(device), sha256, about["accuracy"])
 
     return load
+
+
+def _built_network(node: dict[str, Any]) -> nn.Module:
+    """The network that a file describes, which may come from a stranger: one of ours, of plain arguments."""
+    own = [value for value in node.values() if isinstance(value, dict) or "_target_" in str(value)]  # in a list, too
+    if not str(node.get("_target_", "")).startswith("src.networks.") or own:
+        raise ValueError("it is none of src.networks with plain arguments")
+    return build(node)
 
 
 def _report(results: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from src.core.errors import UserError
 
 __all__ = ["Run", "config_hash"]
 
+_CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that may be meant, in turn
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
@@ -102,14 +103,20 @@ class Run:
 
     def checkpoint(self, name: str) -> Path:
         """The file of a checkpoint: "last", "best", or "auto" for the best one if there is one, else the last."""
-        choices = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}
-        if name not in choices:
-            raise UserError(f"checkpoint={name} is not known; allowed: {', '.join(choices)}")
-        for choice in choices[name]:
+        self.require_checkpoint_name(name)
+        for choice in _CHECKPOINTS[name]:
             file = self.checkpoints / f"{choice}.ckpt"
             if file.is_file():
                 return file
-        raise UserError(f"run={self.path} has no {choices[name][-1]} checkpoint (its status is {self.status()['status']})")
+        raise UserError(
+            f"run={self.path} has no {_CHECKPOINTS[name][-1]} checkpoint (its status is {self.status()['status']})"
+        )
+
+    @staticmethod
+    def require_checkpoint_name(name: str) -> None:
+        """Raise `UserError` unless `checkpoint` knows the name."""
+        if name not in _CHECKPOINTS:
+            raise UserError(f"checkpoint={name} is not known; allowed: {', '.join(_CHECKPOINTS)}")
 
     def status(self) -> dict[str, Any]:
         status = _read_json(self._status_file)

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from src.cli import run_entry_point
+from src.cli import CONF, run_entry_point
 from src.console import leave_log_file
 from src.core.errors import UserError
 from src.runs import Run
@@ -67,6 +67,7 @@ def _train(config: DictConfig, run: Run) -> None:
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
     require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
+    run.require_checkpoint_name(config.evaluation.checkpoint)
     model = load_model(config, data.spec)
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
 
@@ -109,6 +110,12 @@ def _quiet_libraries() -> None:
 
 
 def _check(config: DictConfig) -> None:
+    known = [file.stem for file in (CONF / "metric").glob("*.yaml")]
+    for name in config.callback.light_evaluation.metrics or ():
+        if name not in known:
+            raise UserError(
+                f"callback.light_evaluation.metrics: {name} is not a metric; allowed: {', '.join(sorted(known))}"
+            )
     if config.trainer.devices not in (1, "1") or config.trainer.num_nodes != 1:
         raise UserError(
             f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: a run uses one device "

@@ -22,7 +22,7 @@ QUICK = (  # what makes a run short, whatever it trains
     "trainer.val_every_n_epochs=1",
     "training.log_every_n_steps=1",
     "callback.pictures.num_samples=8",
-    "evaluation.num_samples=100",  # more than the classifier's 84 features
+    "evaluation.num_samples=200",  # more than the classifier's 84 features, and enough for 64 components
     "evaluation.batch_size=50",
 )
 

@@ -66,10 +66,10 @@ def real_digits(n: int, of_class: int | None = None) -> Tensor:
 
 
 def digit_data(
-    x: np.ndarray, y: np.ndarray | None, num_train: int = 300, num_test: int = 100, values: str = DISCRETE, levels: int = 17
+    x: np.ndarray, y: np.ndarray | None, num_train: int = 300, num_test: int = 150, values: str = DISCRETE, levels: int = 17
 ) -> ArrayData:
-    """The first images as training images, the next as test images."""
-    parts = {"train": slice(0, num_train), "val": slice(0, 10), "test": slice(num_train, num_train + num_test)}
+    """The first images as training images, the next as test images; 150 others for validation."""
+    parts = {"train": slice(0, num_train), "val": slice(850, 1000), "test": slice(num_train, num_train + num_test)}
     splits = {name: Split(x[part], None if y is None else y[part]) for name, part in parts.items()}
     spec = image_spec(x.shape[1:], values, levels=levels, num_classes=0 if y is None else 10)
     arrays = ImageArrays(spec, levels, splits, "made_up")
@@ -93,7 +93,7 @@ def results_of(
     model: nn.Module,
     store: Store,
     data: ArrayData | None = None,
-    num_samples: int = 100,
+    num_samples: int = 150,  # enough for the 64 principal components
     untrained: nn.Module | None = None,
     metrics: dict[str, Metric] | None = None,
     classifier: Extractor | None = None,

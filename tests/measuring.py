@@ -49,6 +49,7 @@ def make_inputs(
     batch_size: int = 4,
     seed: int = 0,
     store: Store | None = None,
+    unseen: ImageSet | None = None,
 ) -> Inputs:
     x = torch.zeros(10, *SHAPE) if x is None else x
 
@@ -69,6 +70,7 @@ def make_inputs(
         anchors=anchors or {},
         classifier=classifier_or_reason,
         store=store or Store(None),
+        unseen=unseen,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from src.build import build_model
@@ -242,6 +243,10 @@ def test_model_that_cannot_take_the_data_names_both(overrides, spec, words):
         (["callback.light_evaluation.num_samples=1"], "callback.light_evaluation.num_samples=1 must be at least 2"),
         (["callback.light_evaluation.every_n_validations=0"], "light_evaluation.every_n_validations=0 must be at least 1"),
         (["evaluation.num_samples=1"], "evaluation.num_samples=1 must be at least 2"),
+        (["evaluation.num_samples=abc"], "evaluation.num_samples=abc must be a whole number, or null"),
+        (["evaluation.num_samples=99.5"], "evaluation.num_samples=99.5 must be a whole number, or null"),
+        (["evaluation.checkpoint=foo"], "checkpoint=foo is not known; allowed: last, best, auto"),
+        (["metric=[c_t]", "metric.c_t.copying_effect=-1"], "metric.c_t.copying_effect=-1 must be at least 0"),
         (["metric=[modes]", "metric.modes.min_share=0"], "metric.modes.min_share=0 must be between 0 and 1"),
         (["metric=[copying]", "metric.copying.quantile=1"], "quantile=1 must be between 0 and 0.5 (metric.copying"),
         (["callback.progress.redraws_per_second=0"], "callback.progress.redraws_per_second=0 must be more than 0"),
@@ -255,6 +260,12 @@ def test_senseless_setting_is_named_and_the_run_says_why_it_failed(refused, tmp_
     status = Run.open(tmp_path / "run").status()
     assert status["status"] == "failed"
     assert said.removeprefix("error: ") in status["reason"]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))  # it was refused before the training
+
+
+def test_classifier_that_is_null_is_named(refused):
+    sentence = "evaluation.classifier must have the keys file and sha256"
+    assert sentence in refused("train", "evaluation.classifier=null", "trainer.max_steps=2")
 
 
 # --- a loss that is not finite ---------------------------------------------------------------------------------------
@@ -351,6 +362,29 @@ def test_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(copied, r
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("evaluation.num_samples=abc", "evaluation.num_samples=abc must be a whole number, or null"),
+        ("evaluation.num_samples=99.5", "evaluation.num_samples=99.5 must be a whole number, or null"),
+        ("evaluation.num_samples=1", "evaluation.num_samples=1 must be at least 2"),
+        ("evaluation.checkpoint=foo", "checkpoint=foo is not known; allowed: last, best, auto"),
+        ("evaluation.classifier=null", "evaluation.classifier must have the keys file and sha256"),
+    ],
+)
+def test_senseless_setting_of_an_evaluation_is_named_and_the_results_stay(copied, refused, setting, sentence):
+    before = (copied.path / "results.json").read_bytes()
+    assert sentence in refused("evaluate", f"run={copied.path}", "metric=[fd]", setting)
+    assert (copied.path / "results.json").read_bytes() == before
+
+
+def test_run_whose_config_has_no_classifier_is_told_what_is_missing(copied, refused):
+    config = copied.config()
+    del config.evaluation.classifier
+    (copied.path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert "evaluation.classifier must have the keys file and sha256" in refused("evaluate", f"run={copied.path}")
+
+
 @pytest.mark.parametrize("size", [0, 1000, -1000])
 def test_truncated_checkpoint_is_named(copied, refused, size):
     file = copied.checkpoint("auto")
@@ -383,6 +417,7 @@ def test_damaged_classifier_is_named_and_measures_nothing(copied, tmp_path, cont
     file.write_bytes((SHIPPED / "digits.safetensors").read_bytes()[:-100] if content is None else content)
     settings = (f"evaluation.classifier.file={file}", "evaluation.classifier.sha256=null")
     before = copied.results()["metrics"]
+    (copied.path / "results.json").unlink()  # an earlier value would stay
     said = call("evaluate", f"run={copied.path}", "metric=[fd,reconstruction_error]", *settings)
     assert said.code == 0, said.text
     after = copied.results()["metrics"]
@@ -405,6 +440,7 @@ def test_damaged_classifier_is_named_and_measures_nothing(copied, tmp_path, cont
     ids=["missing", "hash", "other images", "not made"],
 )
 def test_classifier_that_cannot_be_used_is_the_reason_why_there_is_no_value(copied, settings, reason):
+    (copied.path / "results.json").unlink()  # an earlier value would stay
     said = call("evaluate", f"run={copied.path}", "metric=[fd]", *settings)
     assert said.code == 0, said.text
     assert reason in copied.results()["metrics"]["fd"]["not_applicable"]

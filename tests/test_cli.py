@@ -39,6 +39,10 @@ def _quick(*arguments: str) -> Said:
         (["train", "model.latent_dimm=3"], "model.latent_dimm is not a key of the config; did you mean model.latent_dim?"),
         (["train", "-m", "model=vae,dcgann"], "model=dcgann does not exist; did you mean dcgan?"),
         (["train", "data=image_folder"], "data.path must be given: data.path=..."),
+        (
+            ["train", "callback.light_evaluation.metrics=[fd,fdd]"],
+            "callback.light_evaluation.metrics: fdd is not a metric; allowed: accuracy, ",
+        ),
         (["evaluate"], "run must be given: run=..."),
         (["sample", "run=/no/such/run"], "run=/no/such/run does not exist; give the directory of a run"),
     ],

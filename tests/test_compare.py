@@ -30,10 +30,11 @@ class Folder:
 
     path: Path
     settings: dict[str, Any] = field(default_factory=lambda: {"latent_dim": 20})
+    rest: dict[str, Any] = field(default_factory=dict)  # of the config
 
     def run(self, name: str, model: str = "vae", seed: int = 0, time: str = "12:00", **metrics: Any) -> Path:
         """A finished run with results; each metric is a value or a whole entry."""
-        config = {
+        config = self.rest | {
             "name": {"model": model, "data": "digits"},
             "seed": seed,
             "model": {"_target_": f"src.models.{model}"} | self.settings,
@@ -77,6 +78,12 @@ def entry(
     }
 
 
+def of_weights(measured: dict[str, Any], **about: str) -> dict[str, Any]:
+    """The entry as measured on other weights."""
+    card = measured["card"]
+    return measured | {"card": card | {"model": card["model"] | about}}
+
+
 def write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content))
 
@@ -102,10 +109,20 @@ def test_paired_difference_is_the_paired_t_test():
     assert found.value == pytest.approx(np.mean(PAIRS))
 
 
-@pytest.mark.parametrize(("difference", "p"), [(1.5, 0.0), (0.0, 1.0)])
-def test_equal_differences_leave_no_doubt(difference, p):
-    found = paired_difference([difference] * 3)
-    assert (found.low, found.value, found.high, found.p) == (difference, difference, difference, p)
+@pytest.mark.parametrize("differences", [[1.0, 1.0], [1.5] * 3, [0.0] * 3, [1.1 - 0.1, 1.2 - 0.2, 1.3 - 0.3]], ids=str)
+def test_equal_differences_have_no_interval(differences):
+    assert paired_difference(differences) is None
+
+
+def test_the_smallest_spread_of_what_is_no_rounding_has_an_interval():
+    found = paired_difference([1.0, 1.0 + 1e-6])
+    assert found.low < 1 < found.high
+
+
+@pytest.mark.parametrize("interval", [(1.0, 1.0), (0.0, 0.0), (0.1 + 0.2, 0.3)], ids=str)
+def test_an_interval_of_no_width_gives_none_of_the_difference(interval):
+    assert independent_difference(0.5, (0.4, 0.6), interval[0], interval) is None
+    assert independent_difference(interval[0], interval, 0.5, (0.4, 0.6)) is None
 
 
 def test_independent_difference_adds_standard_errors_in_quadrature():
@@ -165,10 +182,10 @@ def test_rows_that_take_too_many_settings_are_told_apart_by_their_directories(fo
 
 
 def test_the_later_of_two_runs_of_a_seed_counts_and_the_other_is_named(folder):
-    folder.run("a", time="13:00", fd=1.0)
-    folder.run("b", time="12:00", fd=2.0)
+    folder.run("a", time="13:00", fd=1.25)
+    folder.run("b", time="12:00", fd=2.25)
     said = folder.compare()
-    assert "1.000" in said.text
+    assert "1.250" in said.text
     assert f"vae ({folder.path / 'b'}): {folder.path / 'a'} is a later run of the same config and seed" in said.text
 
 
@@ -186,11 +203,32 @@ def test_a_run_given_twice_is_there_once(folder):
     assert not comparison.left_out
 
 
-def test_the_weights_that_were_used_are_shown(folder):
-    averaged = entry(1.0)
-    averaged["card"]["model"]["weights"] = "averaged"
-    folder.run("a", fd=averaged)
-    assert compare_runs([folder.path]).rows[0].weights == "averaged"
+@pytest.mark.parametrize(
+    ("about", "shown"),
+    [
+        ({"weights": "averaged"}, "averaged, best"),
+        ({"checkpoint": "last"}, "raw, last"),
+        ({"classes": "given, as frequent as in the training data"}, "raw, best, classes given"),
+    ],
+    ids=str,
+)
+def test_the_weights_that_were_used_are_shown(folder, about, shown):
+    folder.run("a", fd=of_weights(entry(1.0), **about))
+    assert compare_runs([folder.path]).rows[0].weights == shown
+    assert f" {shown} " in folder.compare().text
+
+
+def test_rows_may_be_of_other_checkpoints_and_weights(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", fd=of_weights(entry(2.0), checkpoint="last", weights="averaged"))
+    assert folder.compare().code == 0
+    assert [row.weights for row in compare_runs([folder.path]).rows] == ["raw, best", "averaged, last"]
+
+
+def test_a_row_without_values_names_no_weights(folder):
+    folder.run("a", fd=1.0)
+    folder.run("b", "gan", cs=1.0)
+    assert [row.weights for row in compare_runs([folder.path], ["fd"]).rows] == ["raw, best", "-"]
 
 
 # columns
@@ -225,6 +263,19 @@ def test_a_metric_that_some_run_did_not_measure_is_said(folder):
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"), [(10.0, "10"), (0.0, "0"), (10, "10"), (49_995_000.0, "49,995,000"), (0.5, "0.5000"), (-2.0, "-2")]
+)
+def test_an_integer_without_an_interval_has_no_decimals(folder, value, shown):
+    folder.run("a", fd=value)
+    assert f"│ {shown} │" in " ".join(folder.compare().text.split())
+
+
+def test_an_integer_that_is_the_same_for_all_seeds_has_no_decimals(folder):
+    folder.seeds("vae", [10.0, 10.0, 10.0])
+    assert "│ 10 ± 0 (3) │" in " ".join(folder.compare().text.split())
+
+
+@pytest.mark.parametrize(
     ("better", "best"), [("lower", ["vae"]), ("higher", ["gan"]), ("zero", ["cgan"]), (None, [])], ids=str
 )
 def test_the_best_is_bold_as_the_metric_says(folder, better, best):
@@ -253,7 +304,7 @@ def test_floor_and_ceiling_come_from_the_anchors(folder):
     text = folder.compare().text
     assert "0.50 [0.40, 0.60] (of 300)" in text
     assert "noise (ceiling)" in text
-    assert "600.0 " in text
+    assert "600 " in text
     assert "cs of held-out real (floor): noise has no class" in text
     assert [line["floor"] for line in read_csv_of(folder)] == ["0.5", ""]
 
@@ -280,7 +331,8 @@ def test_a_nested_field_is_named_with_dots_and_is_no_setting(folder):
     odd = folder.run("b", "gan", fd=entry(2.0, features={"layer": "last"}))
     text = folder.compare().text
     assert "its features.layer is last, the column's is pool; its features.of is not given, the column's is [1,2]" in text
-    assert f"python -m src.evaluate run={odd}\n" in text
+    assert f"gan ({odd}) is refused" in text
+    assert "measure it again" not in text
 
 
 def test_other_data_cannot_be_measured_again(folder):
@@ -288,6 +340,100 @@ def test_other_data_cannot_be_measured_again(folder):
     folder.run("b", "gan", fd=entry(2.0, data="def"))
     text = folder.compare().text
     assert "its data is def, the column's is abc; values on other data cannot be compared" in text
+
+
+@pytest.mark.parametrize("also", [{"objective": "hinge"}, {"num_samples": 200, "objective": "hinge"}], ids=str)
+def test_no_command_is_offered_where_it_would_not_help(folder, also):
+    folder.run("a", fd=entry(1.0, objective="minimax"))
+    odd = folder.run("b", "gan", fd=entry(2.0, **also))
+    text = folder.compare().text
+    assert f"fd of gan ({odd}) is refused: its " in text
+    assert "its objective is hinge, the column's is minimax\n" in text
+    assert "src.evaluate" not in text
+
+
+@pytest.mark.parametrize(
+    ("configured", "told"),
+    [
+        ({"num_samples": None, "seed": 0, "checkpoint": "auto"}, "num_samples=1000 evaluation.seed=0"),
+        ({"num_samples": 1000, "seed": 7, "checkpoint": "best"}, "seed=0"),
+        ({"num_samples": 1000, "seed": 0, "checkpoint": "last"}, "seed=0 evaluation.checkpoint=best"),
+    ],
+    ids=str,
+)
+def test_the_command_says_what_the_runs_own_config_says_otherwise(folder, configured, told):
+    folder.run("a", fd=1.0)
+    odd = Folder(folder.path, rest={"evaluation": configured}).run("b", "gan", fd=entry(2.0, seed=1))
+    assert f"python -m src.evaluate run={odd} evaluation.{told}\n" in folder.compare().text
+
+
+def test_the_command_names_a_metric_that_the_run_does_not_measure_by_itself(folder):
+    folder.run("a", fd=1.0)
+    odd = Folder(folder.path, rest={"metric": {"cs": {}}}).run("b", "gan", fd=entry(2.0, seed=1))
+    assert f"python -m src.evaluate run={odd} evaluation.seed=0 metric=[fd]\n" in folder.compare().text
+
+
+def test_equal_weights_under_another_name_are_the_same_extractor(folder):
+    folder.run("a", fd=entry(1.0, extractor="shipped", extractor_sha256="abc"))
+    folder.run("b", "gan", fd=entry(2.0, extractor="made here", extractor_sha256="abc"))
+    assert folder.compare().code == 0
+    lines = read_csv_of(folder)
+    assert lines[0]["protocol"] == lines[1]["protocol"]
+
+
+@pytest.mark.parametrize("sha256", [{}, {"extractor_sha256": "none"}], ids=str)
+def test_extractors_without_weights_go_by_their_names(folder, sha256):
+    folder.run("a", fd=entry(1.0, extractor="pixels", **sha256))
+    folder.run("b", "gan", fd=entry(2.0, extractor="small pixels", **sha256))
+    text = folder.compare().text
+    assert "its extractor is small pixels, the column's is pixels\n" in text
+
+
+def test_other_weights_of_an_extractor_are_refused(folder):
+    folder.run("a", fd=entry(1.0, extractor="one", extractor_sha256="abc"))
+    folder.run("b", "gan", fd=entry(2.0, extractor="one", extractor_sha256="def"))
+    assert "its extractor_sha256 is def, the column's is abc\n" in folder.compare().text
+
+
+def test_a_seed_measured_at_another_checkpoint_is_not_in_the_mean(folder):
+    folder.seeds("vae", [10.0, 14.0])
+    odd = folder.run("c", seed=2, fd=of_weights(entry(0.0), checkpoint="last"))
+    said = folder.compare()
+    assert said.code == 1
+    assert "12.0 ± 2.8 (2)" in said.text
+    assert (
+        f"fd of vae ({odd}) is refused: its checkpoint is last, the row's is best; "
+        f"measure it again: python -m src.evaluate run={odd} evaluation.checkpoint=best\n"
+    ) in said.text
+
+
+@pytest.mark.parametrize("also", [{}, {"checkpoint": "last"}], ids=str)
+def test_a_seed_of_other_weights_is_not_in_the_mean(folder, also):
+    for seed, value in enumerate([10.0, 14.0]):
+        folder.run(f"vae-{seed}", seed=seed, fd=of_weights(entry(value), weights="averaged"))
+    folder.run("odd", seed=2, fd=of_weights(entry(0.0), **also))
+    said = folder.compare()
+    assert said.code == 1
+    assert "12.0 ± 2.8 (2)" in said.text
+    assert "its weights are raw, the row's are averaged" in said.text
+    assert "src.evaluate" not in said.text
+
+
+def test_a_seed_of_another_protocol_has_no_say_in_the_checkpoint_of_its_row(folder):
+    folder.run("a", "gan", fd=1.0)
+    folder.run("b", "cgan", fd=1.0)
+    odd = folder.run("c-0", seed=0, fd=of_weights(entry(10.0, num_samples=200), checkpoint="last"))
+    folder.run("c-1", seed=1, fd=12.5)
+    assert compare_runs([folder.path]).rows[2].weights == "raw, best"
+    assert "12.50 (1)" in folder.compare().text
+    command = f"python -m src.evaluate run={odd} evaluation.num_samples=1000 evaluation.checkpoint=best\n"
+    assert command in folder.compare().text
+
+
+def test_values_of_one_run_are_of_one_checkpoint(folder):
+    folder.run("a", fd=1.0, cs=of_weights(entry(2.0), checkpoint="last"), bound=1.0)
+    assert "cs of vae" in folder.compare().text
+    assert folder.compare("--metric", "cs").code == 0
 
 
 def test_the_model_and_the_software_of_a_card_are_no_protocol(folder):
@@ -338,12 +484,13 @@ def test_common_seeds_are_paired(folder):
 
 def test_seeds_that_are_not_common_are_left_out_of_the_difference(folder):
     folder.seeds("vae", [1.0, 2.0, 90.0])
-    folder.seeds("gan", [3.0, 4.0])
+    folder.seeds("gan", [3.0, 4.001])
     (verdict,) = compare_runs([folder.path]).verdicts
     assert verdict.num_seeds == 2
     assert verdict.word == "better"  # gan has the smaller mean, vae is better wherever both were trained
     assert (
-        "vae on digits is better than gan on digits over the common seeds by 2.000 [2.000, 2.000]" in folder.compare().text
+        "vae on digits is better than gan on digits over the common seeds by 2.0005 [1.9941, 2.0069]"
+        in folder.compare().text
     )
 
 
@@ -351,6 +498,32 @@ def test_the_sign_flips_of_many_seeds_are_not_computed(folder):
     folder.seeds("vae", list(map(float, range(17))))
     folder.seeds("gan", [i + 1 + i % 3 for i in map(float, range(17))])
     assert "sign-flip p not computed over 17 seeds" in folder.compare().text
+
+
+@pytest.mark.parametrize(("vae", "gan"), [([1.0, 2.0], [2.0, 3.0]), ([5.0] * 5, [6.0] * 5), ([0.1, 0.2], [1.1, 1.2])])
+def test_without_a_spread_over_the_seeds_nothing_is_certain(folder, vae, gan):
+    folder.seeds("vae", vae)
+    folder.seeds("gan", gan)
+    (verdict,) = compare_runs([folder.path]).verdicts
+    assert (verdict.word, verdict.difference, verdict.p_flip, verdict.p_holm) == ("no interval", None, None, None)
+    text = folder.compare().text
+    assert "fd: gan on digits against vae on digits: no interval: no spread over the seeds\n" in text
+    assert "p <" not in text
+    assert read_csv_of(folder)[0]["verdict"] == "no interval" or read_csv_of(folder)[1]["verdict"] == "no interval"
+
+
+def test_a_share_of_exactly_one_is_no_certainty(folder):
+    folder.run("a", fd=entry(1.0, [1.0, 1.0], "higher"))
+    folder.run("b", "gan", fd=entry(0.5, [0.4, 0.6], "higher"))
+    words = "no interval: that of a single value has no width; train several seeds"
+    assert f"fd: gan on digits against vae on digits: {words}\n" in folder.compare().text
+
+
+def test_a_zero_has_no_sign(folder):
+    folder.run("a", fd=entry(0.5, [-7.0, 8.0], "higher"), cs=entry(-0.0001, [-3.0, 3.0]))
+    folder.run("b", "gan", fd=entry(0.5, [-7.0, 8.0], "higher"), cs=entry(0.0, [-3.0, 3.0]))
+    assert "-0.0" not in folder.compare().text
+    assert {line["difference"] for line in read_csv_of(folder) if line["metric"] == "fd"} == {"", "0.0"}
 
 
 @pytest.mark.parametrize("better", ["lower", "higher", "zero"])
@@ -432,13 +605,22 @@ def test_a_run_that_is_not_done_but_measured_is_marked(folder):
     assert f"vae ({run}) is not done, its status is interrupted" in folder.compare().text
 
 
-def test_results_of_another_schema_are_refused_with_the_remedy(folder):
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        (1, "the run is from an older version of the framework and must be trained again to be compared"),
+        (None, "the run is from an older version of the framework and must be trained again to be compared"),
+        (3, "the run is from a newer version of the framework, which can compare it"),
+    ],
+)
+def test_results_of_another_schema_are_refused(folder, schema, why):
     folder.run("a", fd=1.0)
     old = folder.run("b", "gan", fd=1.0)
-    write(old / "results.json", {"schema": 1, "metrics": {}})
+    write(old / "results.json", {"schema": schema, "metrics": {}})
     said = folder.compare()
     assert said.code == 1
-    assert f"results.json of {old} has schema 1, not 2: python -m src.evaluate run={old}" in said.text
+    assert f"results.json of {old} has schema {schema}, not 2: {why}\n" in said.text
+    assert "src.evaluate" not in said.text
 
 
 @pytest.mark.parametrize("content", ["[", "{}", '{"schema": 2, "metrics": {"fd": {"value": 1}}}'])
@@ -550,12 +732,12 @@ def test_csv_on_stdout_is_nothing_but_csv(folder, capsys):
 
 
 def test_the_markdown_table_is_well_formed(folder):
-    folder.with_model(prior="a|b").run("a", fd=1.0)
+    folder.with_model(prior="a|b").run("a", fd=1.25)
     folder.with_model(prior="c").run("b", fd=2.0)
     lines = folder.compare("--format", "markdown").text.split("\n\n")[0].splitlines()
     assert lines[1] == "| --- | ---: | ---: | ---: |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {5}
-    assert lines[2] == "| vae on digits model.prior=a\\|b | 1 | raw | **1.000** |"
+    assert lines[2] == "| vae on digits model.prior=a\\|b | 1 | raw, best | **1.250** |"
 
 
 @pytest.mark.parametrize("form", ["text", "csv", "markdown"])

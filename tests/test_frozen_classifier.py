@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from src.build import build
 from src.core.errors import NotApplicable, UserError
+from src.core.spec import BINARY_STATIC, CONTINUOUS, DISCRETE
 from src.data.digits import digits
 from src.data.loading import ArrayData
 from src.experiment import evaluate_run, load_data
@@ -33,6 +34,7 @@ from src.runs import Run
 from src.training.callbacks.freeze import FreezeClassifier
 from tests.commands import QUICK, Said, call
 from tests.configs import compose_config, load_option, options
+from tests.examples import image_spec
 from tests.measuring import byte_images
 
 DATA_ROOT = Path(os.environ.get("DATA_ROOT", "data"))
@@ -123,6 +125,7 @@ def run(trained, tmp_path) -> Run:
 
 
 def test_a_wrong_hash_is_recorded_and_measures_nothing_on_the_classifier(run):
+    (run.path / "results.json").unlink()  # an earlier value would stay
     said = call("evaluate", f"run={run.path}", "metric=[fd,cs,fd_pca]", f"evaluation.classifier.sha256={'0' * 64}")
     assert said.code == 0, said.text
     metrics = run.results()["metrics"]
@@ -173,6 +176,7 @@ def network(**changed: Any) -> dict[str, Any]:
     return {"network": ABOUT["network"] | changed}
 
 
+NONE_OF_OURS = "(it is none of src.networks with plain arguments)"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "not there": (lambda file: None, "evaluation.classifier.file={file} is not a file"),
     "a folder": (lambda file: file.mkdir(), "{file} is not a file"),
@@ -214,15 +218,56 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a network with another argument": (lambda file: write_classifier(file, **network(colour=3)), "{file}"),
     "a network that is a name": (lambda file: write_classifier(file, network="SmallClassifier"), "{file}"),
+    "an entry point": (
+        lambda file: write_classifier(file, network={"_target_": "src.sample.main"}),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "a function that writes files": (
+        lambda file: write_classifier(
+            file, network={"_target_": "src.data.digits.digits", "cache": str(file.parent / "was_here"), "values": DISCRETE}
+        ),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "a network of torch": (
+        lambda file: write_classifier(file, network={"_target_": "torch.nn.Identity"}),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "a network without a target": (
+        lambda file: write_classifier(file, network={"in_shape": [1, 8, 8], "num_classes": 10}),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "an entry point as an argument": (
+        lambda file: write_classifier(file, **network(num_classes={"_target_": "src.sample.main"})),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "an entry point in a list": (
+        lambda file: write_classifier(file, **network(in_shape=[1, 8, {"_target_": "src.sample.main"}])),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
+    "an entry point deep in a list": (
+        lambda file: write_classifier(file, **network(_args_=[[{"a": [{"_target_": "src.sample.main"}]}]])),
+        f"the network of {{file}} cannot be built {NONE_OF_OURS}",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_classifier_of_these_data_is_refused_with_a_sentence_and_the_rest_is_measured(kind, run, tmp_path):
+def test_what_is_no_classifier_of_these_data_is_refused_with_a_sentence_and_the_rest_is_measured(
+    kind, run, tmp_path, monkeypatch
+):
+    was_run = []
+
+    def main() -> None:
+        was_run.append("!")
+
+    main.__module__, main.__qualname__ = "src.sample", "main"  # as the real one
+    monkeypatch.setattr("src.sample.main", main)
     write, sentence = REFUSED[kind]
     file = tmp_path / "given.safetensors"
     write(file)
     metrics = measured_with(run, file)
+    assert not was_run
+    assert not (tmp_path / "was_here").exists()
     assert sentence.format(file=file) in metrics["fd"]["not_applicable"]
     assert "value" in metrics["fd_pca"]
 
@@ -238,16 +283,24 @@ def test_a_classifier_of_the_right_shape_and_classes_is_taken(run, tmp_path):
 
 
 def test_a_bare_name_is_one_that_ships_a_path_is_a_file_and_none_is_the_one_of_these_data(tmp_path):
-    assert find_frozen("digits.safetensors", tmp_path, "made_up", "f" * 64) == SHIPPED / "digits.safetensors"
-    assert find_frozen(str(tmp_path / "mine"), tmp_path, "made_up", "f" * 64) == tmp_path / "mine"
-    file = frozen_file(tmp_path, "made_up", "f" * 64)
+    spec = image_spec((1, 8, 8), DISCRETE)
+    assert find_frozen("digits.safetensors", tmp_path, spec, "f" * 64) == SHIPPED / "digits.safetensors"
+    assert find_frozen(str(tmp_path / "mine"), tmp_path, spec, "f" * 64) == tmp_path / "mine"
+    file = frozen_file(tmp_path, spec, "f" * 64)
+    assert file == tmp_path / f"made_up-discrete-{'f' * 12}.safetensors"
     write_classifier(file)
-    assert find_frozen(None, tmp_path, "made_up", "f" * 64) == file
-    for name, fingerprint in (("made_up", "e" * 64), ("other", "f" * 64)):
+    assert find_frozen(None, tmp_path, spec, "f" * 64) == file
+    others = (
+        (spec, "e" * 64),
+        (replace(spec, name="other"), "f" * 64),
+        (image_spec((1, 8, 8), BINARY_STATIC), "f" * 64),  # black and white images are others than grey ones
+        (image_spec((1, 8, 8), CONTINUOUS), "f" * 64),
+    )
+    for other, fingerprint in others:
         with pytest.raises(
-            NotApplicable, match=rf"no frozen classifier of data={name} \(make one: .*experiment=classifier"
+            NotApplicable, match=rf"no frozen classifier of data={other.name} \(make one: .*experiment=classifier"
         ):
-            find_frozen(None, tmp_path, name, fingerprint)
+            find_frozen(None, tmp_path, other, fingerprint)
 
 
 @pytest.mark.parametrize("build_network", [SmallClassifier, ConvClassifier])
@@ -314,7 +367,7 @@ MAKE = ("experiment=classifier", "loader.batch_size=32")
 def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("classifier")
     random = np.random.default_rng(0)
-    for i in range(180):
+    for i in range(600):  # 120 of them are held out, enough for the one percent of copying
         grey = random.integers(0, 100, (8, 8), dtype=np.uint8)
         grey[:, 3 * (i % 3) : 3 * (i % 3) + 2] += 150  # a bright bar: left, middle or right
         file = folder / "images" / ("left", "middle", "right")[i % 3] / f"{i}.png"
@@ -331,7 +384,7 @@ def made(tmp_path_factory) -> Made:
 
 def test_a_training_makes_the_frozen_classifier_of_its_data_and_says_so(made):
     state, about, sha256 = read_frozen(made.file, None)
-    assert re.fullmatch(r"image_folder-[0-9a-f]{12}\.safetensors", made.file.name)
+    assert re.fullmatch(r"image_folder-discrete-[0-9a-f]{12}\.safetensors", made.file.name)
     assert (about["data"], about["in_shape"], about["class_names"]) == (
         "image_folder",
         [1, 8, 8],

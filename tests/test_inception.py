@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from src.core.errors import NotApplicable, UserError
+from src.metrics import inception
 from src.metrics.metric import HELD_OUT
 from tests.measuring import byte_images, image_set, make_inputs, make_metric
 
@@ -61,9 +63,56 @@ def test_weights_of_another_network_are_refused(name, tmp_path):
         make_metric(name, weights=str(weights)).measure(make_inputs(generated=image_set(byte_images(24))))
 
 
+class Mean(nn.Module):
+    """Stands for Inception: 2,048 features and 1,008 logits of a few pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = self.weight * x.float().flatten(1) / 255
+        return pixels.repeat(1, 2048 // pixels.shape[1] + 1)[:, :2048], pixels.repeat(1, 1008 // pixels.shape[1] + 1)[
+            :, :1008
+        ]
+
+
+@pytest.fixture
+def weights_of_mean(tmp_path, monkeypatch) -> Path:
+    """A file that is loaded as `Mean`."""
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"whatever")
+    monkeypatch.setattr(inception, "_load", lambda _: Mean())
+    return file
+
+
+@pytest.mark.parametrize("name", INCEPTION)
+def test_weights_with_another_hash_are_refused_with_both(name, weights_of_mean):
+    found = hashlib.sha256(weights_of_mean.read_bytes()).hexdigest()[:12]
+    words = rf"metric\.{name}\.weights are not Inception's .*: their SHA-256 is {found}\.\.\., not 6726825d0af5\.\.\."
+    with pytest.raises(NotApplicable, match=words):
+        make_metric(name, weights=str(weights_of_mean)).measure(make_inputs(generated=image_set(byte_images(24))))
+
+
+def test_fid_needs_more_images_than_features_on_each_side(weights_of_mean, monkeypatch):
+    monkeypatch.setattr(inception, "_SHA256", hashlib.sha256(weights_of_mean.read_bytes()).hexdigest())
+    assert inception._LEAST_IMAGES == 2049
+    fid = make_metric("fid", weights=str(weights_of_mean))
+    few, enough = (image_set(byte_images(count), batch_size=500) for count in (2048, 2049))
+    for generated, reference, words in ((few, enough, "2048 and 2049"), (enough, few, "2049 and 2048")):
+        with pytest.raises(NotApplicable, match=rf"{words} images are too few .* at least 2049 are needed on each side"):
+            fid.measure(make_inputs(generated=generated, reference=reference))
+    monkeypatch.setattr(inception, "_LEAST_IMAGES", 24)
+    few = image_set(byte_images(24))
+    monkeypatch.setattr(
+        inception.FrechetInceptionDistance, "compute", lambda _: torch.tensor(3.0)
+    )  # slow in 2,048 dimensions
+    assert fid.measure(make_inputs(generated=few, reference=few)).value == 3.0
+
+
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the file format of the Inception network."""
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Random weights in the file format of the Inception network, taken for Inception's, and few images for enough."""
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
     torch.manual_seed(0)
@@ -73,7 +122,10 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = fidelity.FeatureExtractorInceptionV3("random", ["2048"])
     file = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(network.state_dict(), file)
-    return file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+        patch.setattr(inception, "_LEAST_IMAGES", 24)
+        yield file
 
 
 @pytest.mark.slow

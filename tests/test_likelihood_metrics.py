@@ -132,6 +132,34 @@ def test_nats_of_likelihood_are_better_higher_and_bits_and_losses_lower(metric, 
     assert metric.measure(make_inputs(model)).better == better
 
 
+class ScoresGivenClasses(Scores):
+    is_conditional = True
+
+
+class BoundGivenClasses(NoisyBound):
+    is_conditional = True
+
+
+@pytest.mark.parametrize(
+    ("metric", "model", "given_classes"),
+    [(LogLikelihood(), Scores(), ScoresGivenClasses()), (BitsPerDim(), Scores(), ScoresGivenClasses()),
+     (Bound(), NoisyBound(), BoundGivenClasses()), (BoundBitsPerDim(), NoisyBound(), BoundGivenClasses())],
+    ids=lambda value: type(value).__name__ if isinstance(value, Metric) else "",
+)  # fmt: skip
+def test_card_says_what_the_likelihood_is_of(metric, model, given_classes):
+    assert metric.measure(make_inputs(model)).card["of"] == "x"
+    assert metric.measure(make_inputs(given_classes)).card["of"] == "x given its class"
+
+
+def test_card_names_the_seed_where_it_matters_and_no_quantisation():
+    inputs = make_inputs(NoisyBound(), x=random_images(25), seed=7)
+    cards = [metric.measure(inputs).card for metric in (Bound(), BoundBitsPerDim(), TestLoss())]
+    assert [card["seed"] for card in cards] == [7, 7, 7]
+    exact = [metric.measure(make_inputs(Scores(), x=random_images(25))).card for metric in (LogLikelihood(), BitsPerDim())]
+    assert not any("seed" in card for card in exact)
+    assert not any("quantisation" in card for card in (*cards, *exact))
+
+
 def test_exact_values_and_bounds_are_different_metrics():
     with pytest.raises(NotApplicable, match="fake has no CanBound"):
         Bound().measure(make_inputs(Scores()))
@@ -192,6 +220,9 @@ def test_accuracy_is_the_share_of_test_examples_that_are_put_into_their_class():
     measured = Accuracy().measure(replace(make_inputs(FirstPixelIsTheClass()), test_batches=lambda: batches))
     assert measured.value == 20 / 25
     assert measured.card["num_examples"] == 25
+    assert measured.better == HIGHER
+    expected = stats.binomtest(20, 25).proportion_ci(0.95, method="wilson")
+    assert measured.interval == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_accuracy_has_no_value_without_labels():

@@ -12,6 +12,7 @@ from torchmetrics.image.inception import InceptionScore as TorchmetricsInception
 
 from src.core.errors import NotApplicable
 from src.core.rng import SampleNoise
+from src.metrics import spaces
 from src.metrics.classifier_score import classifier_score
 from src.metrics.features import Extractor, ImageSet, NetworkExtractor, weights_sha256
 from src.metrics.frechet import GaussianStatistics, frechet_distance
@@ -230,10 +231,10 @@ def test_hash_of_weights_is_of_their_numbers_and_names():
 
 def test_images_are_sent_through_an_extractor_once_for_all_metrics():
     extractor = FirstPixelIsTheClass()
-    inputs = make_inputs(generated=image_set(byte_images(80)), reference=image_set(byte_images(40)), classifier=extractor)
+    inputs = make_inputs(generated=image_set(byte_images(200)), reference=image_set(byte_images(40)), classifier=extractor)
     for name in ("fd", "cs", "fd"):
         make_metric(name).measure(inputs)
-    assert extractor.num_images == 80 + 40
+    assert extractor.num_images == 200 + 40
 
 
 def test_image_set_keeps_order_and_labels():
@@ -273,6 +274,48 @@ def test_fd_of_one_sample_has_no_value():
         make_metric("fd").measure(inputs)
 
 
+@pytest.mark.parametrize("count", [40, 25, 7])
+def test_principal_components_are_those_of_a_fixed_part_of_the_training_images_and_only_it_is_read(count, monkeypatch):
+    images, was_read = byte_images(40), []
+    small_pixels = spaces._small_pixels
+
+    def spy(some: Tensor) -> Tensor:
+        was_read.append(some)
+        return small_pixels(some)
+
+    monkeypatch.setattr(spaces, "_MAX_FITTED", count)
+    monkeypatch.setattr(spaces, "_small_pixels", spy)
+    found = [
+        spaces.PrincipalComponents(5).extractor(make_inputs(reference=image_set(images, batch_size=size)))
+        for size in (16, 9)
+    ]
+    parts = [torch.cat(was_read[:3]), torch.cat(was_read[3:])]
+    assert torch.equal(*parts)
+    rows = [(images == image).flatten(1).all(1).nonzero().item() for image in parts[0]]
+    assert len(rows) == len(set(rows)) == count
+    if count < 40:
+        assert rows != list(range(count))  # not the first ones: a folder of images is sorted by class
+    x = parts[0].flatten(1).double() / 127.5 - 1
+    variances = torch.linalg.svdvals(x - x.mean(0)).square()[:5] / (count - 1)
+    for extractor in found:
+        features, _ = extractor(parts[0])
+        torch.testing.assert_close(features.double().var(0), variances, rtol=1e-3, atol=1e-5)
+
+
+def test_principal_components_of_a_single_image_do_not_exist():
+    with pytest.raises(NotApplicable, match="at least two training images, not 1"):
+        spaces.PrincipalComponents(5).extractor(make_inputs(reference=image_set(byte_images(1))))
+
+
+def test_network_without_weights_can_be_an_extractor():
+    class Passes(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1), x.flatten(1)
+
+    features, _ = NetworkExtractor("passes", Passes())(torch.full((2, *SHAPE), 255, dtype=torch.uint8))
+    assert torch.equal(features, torch.ones(2, math.prod(SHAPE)))
+
+
 def test_cs_counts_the_classes_of_the_samples():
     images = torch.zeros(30, *SHAPE, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(30) % 2
@@ -303,25 +346,26 @@ of_the_classifier = pytest.mark.parametrize("name", ["fd", "cs", "condition_accu
 
 @of_the_classifier
 def test_sample_metrics_name_extractor_and_counts_on_their_card(name):
-    extractor, labels = small_extractor(), torch.arange(100) % NUM_CLASSES
-    images = image_set(byte_images(100), labels)
+    extractor, labels = small_extractor(), torch.arange(200) % NUM_CLASSES
+    images = image_set(byte_images(200), labels)
     inputs = make_inputs(Conditional(), images, anchors={HELD_OUT: images}, classifier=extractor)
     measured = make_metric(name).measure(inputs)
-    expected = {"extractor": "small", "extractor_sha256": extractor.sha256, "num_samples": 100, "num_reference": 40}
+    expected = {"extractor": "small", "extractor_sha256": extractor.sha256, "num_samples": 200, "num_reference": 40}
+    expected |= {"quantisation": "clamped and rounded to 0 .. 255", "seed": 0}
     assert expected.items() <= measured.card.items()
-    assert measured.anchors == {HELD_OUT: Reading(measured.value, 100, measured.interval, measured.parts)}
+    assert measured.anchors == {HELD_OUT: Reading(measured.value, 200, measured.interval, measured.parts)}
 
 
 @of_the_classifier
 def test_reference_rows_stand_beside_the_samples(name):
-    sets = {row: image_set(byte_images(100, seed), torch.zeros(100).long()) for seed, row in enumerate(ROWS)}
+    sets = {row: image_set(byte_images(200, seed), torch.zeros(200).long()) for seed, row in enumerate(ROWS)}
     inputs = make_inputs(Conditional(), sets[HELD_OUT], anchors=sets, classifier=small_extractor())
     assert list(make_metric(name).measure(inputs).anchors) == ROWS
 
 
 @of_the_classifier
 def test_reference_row_that_cannot_be_measured_says_why_and_the_value_stays(name):
-    sets = {HELD_OUT: image_set(byte_images(100), torch.zeros(100).long()), NOISE: Unreadable()}
+    sets = {HELD_OUT: image_set(byte_images(200), torch.zeros(200).long()), NOISE: Unreadable()}
     inputs = make_inputs(Conditional(), sets[HELD_OUT], anchors=sets, classifier=small_extractor())
     measured = make_metric(name).measure(inputs)
     assert measured.anchors[HELD_OUT].value == measured.value

@@ -235,10 +235,35 @@ def test_cards_say_what_was_measured(run):
         assert card["model"]["weights"] == ("averaged" if is_averaged else "raw")
         assert {"checkpoint", "step", "examples_seen"} <= set(card["model"])
         assert card["model"]["step"] == NUM_STEPS
-        assert {"seed", "data", "data_values"} <= set(card)
+        assert {"data", "data_values"} <= set(card)
         assert card["software"]["torch"] == version("torch")
         assert {"split", "num_examples"} <= set(card) or {"reference_split", "num_samples"} <= set(card)
         assert ("extractor" in card) == ("extractor_sha256" in card) == ("num_samples" in card)
+
+
+DRAWS_NOISE = ("bound", "bound_bits_per_dim", "test_loss")
+SEES_BYTES = ("psnr", "ssim")
+
+
+def test_cards_name_the_seed_and_the_quantisation_where_they_matter_and_nowhere_else(run):
+    cards = {metric: entry["card"] for metric, entry in _results(run)["metrics"].items() if "card" in entry}
+    assert cards
+    for metric, card in cards.items():
+        is_of_samples = "num_samples" in card
+        assert ("seed" in card) == (is_of_samples or metric in DRAWS_NOISE), metric
+        assert ("quantisation" in card) == (is_of_samples or metric in SEES_BYTES), metric
+
+
+def test_cards_say_which_models_were_told_the_classes(run, name, model):
+    cards = [entry["card"] for entry in _results(run)["metrics"].values() if "card" in entry]
+    is_told = isinstance(model, CanSample) and model.is_conditional
+    assert is_told == (name in ("cgan", "cvae"))
+    given = {card["model"].get("classes") for card in cards}
+    assert given == ({"given, as frequent as in the training data"} if is_told else {None})
+    of_what = {metric: entry["card"].get("of") for metric, entry in _results(run)["metrics"].items() if "card" in entry}
+    for metric in ("bound", "bound_bits_per_dim"):
+        assert of_what.pop(metric, None) in ({"x given its class", None} if name == "cvae" else {"x", None})
+    assert set(of_what.values()) == {None}
 
 
 def test_what_a_model_cannot_do_is_said_with_its_name(run, name, model):
@@ -340,6 +365,32 @@ def test_evaluation_takes_what_is_not_given_from_the_run_and_keeps_other_results
     assert {metric: after[metric] for metric in after if metric != "fd"} == {m: before[m] for m in before if m != "fd"}
     assert after["fd"]["card"] == before["fd"]["card"] | {"seed": 1}  # the run's number of samples and its classifier
     assert after["fd"]["value"] != before["fd"]["value"]
+
+
+def test_a_value_stays_when_a_later_evaluation_has_none(copied):
+    before = _results(copied)["metrics"]
+    assert "not_applicable" in before["log_likelihood"]
+    settings = ("metric=[fd,log_likelihood,psnr]", "evaluation.num_samples=20")
+    said = call("evaluate", f"run={copied.path}", *settings)
+    assert said.code == 0, said.text
+    assert "fd has no value now; the earlier one stays in the results" in said.text
+    assert said.text.count("the earlier one stays") == 1
+    assert "not applicable: fd: 20 images are too few" in said.text
+    assert _results(copied)["metrics"] == before
+
+
+def test_a_reason_gives_way_to_a_value_and_to_another_reason(copied):
+    def classifier_of_fd(*settings: str) -> dict[str, Any]:
+        said = call("evaluate", f"run={copied.path}", "metric=[fd]", *settings)
+        assert said.code == 0, said.text
+        assert "the earlier one stays" not in said.text
+        return _results(copied)["metrics"]["fd"]
+
+    value = _results(copied)["metrics"]["fd"]
+    (copied.path / "results.json").unlink()
+    assert "too few" in classifier_of_fd("evaluation.num_samples=20")["not_applicable"]
+    assert "is not a file" in classifier_of_fd("evaluation.classifier.file=/no/such")["not_applicable"]
+    assert classifier_of_fd() == value
 
 
 @pytest.mark.parametrize(

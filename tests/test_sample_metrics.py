@@ -23,7 +23,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from src.core.batch import Batch
-from src.core.errors import NotApplicable
+from src.core.errors import NotApplicable, UserError
 from src.core.protocols import Terms
 from src.core.rng import Noise
 from src.core.spec import DISCRETE
@@ -32,14 +32,21 @@ from src.evaluation.results import absences, findings, results_table, to_markdow
 from src.experiment import load_model, load_spec
 from src.metrics import neighbours
 from src.metrics.features import Extractor
-from src.metrics.frechet import GaussianStatistics, GaussianSums, frechet_distance, gaussian_of
+from src.metrics.frechet import (
+    GaussianStatistics,
+    GaussianSums,
+    effective_dimension,
+    frechet_distance,
+    gaussian_of,
+    matrix_root,
+)
 from src.metrics.frozen_classifier import SHIPPED, read_frozen
 from src.metrics.intervals import mean_interval, wilson_interval
 from src.metrics.jackknife import NUM_BLOCKS, block_of, jackknife
 from src.metrics.manifold import QUANTITIES, prdc
-from src.metrics.memorization import mann_whitney_z, neighbour_ratio
-from src.metrics.metric import HELD_OUT, Inputs, Measurement
-from src.metrics.modes import histogram_kl
+from src.metrics.memorization import mann_whitney, neighbour_ratio
+from src.metrics.metric import HELD_OUT, Finding, Inputs, Measurement
+from src.metrics.modes import histogram_kl, poisson_cdf
 from src.metrics.neighbours import count_near_pairs, nearest_distances, neighbour_radii
 from src.metrics.store import Store
 from src.metrics.support import support_from_collisions
@@ -67,20 +74,33 @@ class GivenFeatures(Extractor):
         return x[:, :-1], 1e3 * nn.functional.one_hot(x[:, -1].long(), self._num_classes).float()
 
 
-def inputs_of(samples: Tensor, reference: Tensor, held_out: Tensor | None = None, num_classes: int = 1) -> Inputs:
+def inputs_of(
+    samples: Tensor,
+    reference: Tensor,
+    held_out: Tensor | None = None,
+    num_classes: int = 1,
+    unseen: Tensor | None = None,
+) -> Inputs:
     inputs = make_inputs(
         generated=image_set(samples, batch_size=1000),
         reference=image_set(reference, batch_size=1000),
         anchors={} if held_out is None else {HELD_OUT: image_set(held_out, batch_size=1000)},
         classifier=GivenFeatures(num_classes),
+        unseen=None if unseen is None else image_set(unseen, batch_size=1000),
     )
     return replace(inputs, spec=image_spec(SHAPE, DISCRETE, num_classes=num_classes))
 
 
 def measured(
-    name: str, samples: Tensor, reference: Tensor, held_out: Tensor | None = None, num_classes: int = 1, **keys: object
+    name: str,
+    samples: Tensor,
+    reference: Tensor,
+    held_out: Tensor | None = None,
+    num_classes: int = 1,
+    unseen: Tensor | None = None,
+    **keys: object,
 ) -> Measurement:
-    return make_metric(name, **keys).measure(inputs_of(samples, reference, held_out, num_classes))
+    return make_metric(name, **keys).measure(inputs_of(samples, reference, held_out, num_classes, unseen))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -164,9 +184,30 @@ def test_plain_fd_agrees_with_torchmetrics(shift):
 
 
 def test_fd_of_too_few_samples_has_no_value_and_names_the_least_number():
+    narrow = normal(500, 64) * torch.tensor([1.0] + [1e-3] * 63)  # only its features are many, not its dimensions
     with pytest.raises(NotApplicable, match="68 images are too few for the covariance of 64 features; at least 69 are"):
-        measured("fd", normal(68, 64), normal(500, 64))
-    assert math.isfinite(measured("fd", normal(69, 64), normal(500, 64)).value)
+        measured("fd", normal(68, 64), narrow)
+    assert math.isfinite(measured("fd", normal(69, 64), narrow).value)
+
+
+@pytest.mark.parametrize("scales", [[1.0] * 8, [1.0, 1.0, 0.5, 0.5], [1.0, 1.0, 1.0, 0.0]], ids=str)
+def test_fd_needs_five_samples_for_each_effective_dimension(scales):
+    scale = torch.tensor(scales * 8, dtype=torch.float64)
+    dim = len(scale)
+    axes = math.sqrt((2 * dim - 1) / 2) * scale.diag()  # their covariance is scale^2 exactly
+    reference = torch.cat([axes, -axes])
+    effective = float(scale.sum() ** 2 / scale.square().sum())
+    assert effective_dimension(matrix_root(gaussian_of(reference)[1])) == pytest.approx(effective, rel=1e-6)
+    least = round(5 * effective)
+    assert least > max(dim / 0.95 + 2, 40)  # so that it is what decides
+    words = f"{least - 1} images are too few .* at least ({least}|{least + 1}) are needed"  # or one more, by rounding
+    with pytest.raises(NotApplicable, match=words):
+        measured("fd", normal(least - 1, dim), reference)
+    assert measured("fd", normal(least + 1, dim), reference).interval is not None
+
+
+def test_effective_dimension_of_what_does_not_vary_is_zero():
+    assert effective_dimension(torch.zeros(5, 5)) == 0.0
 
 
 def test_fd_of_constant_samples_is_the_trace_of_the_reference_and_the_distance_of_means():
@@ -316,6 +357,18 @@ def test_prdc_of_sets_far_apart_is_zero(name):
     assert measured(name, normal(300, 8), normal(300, 8, seed=1) + 100).value == 0.0
 
 
+def test_interval_of_precision_is_wilsons_and_that_of_density_is_of_a_mean():
+    samples, real = normal(100, 3) + 1, normal(300, 3, seed=1)
+    precision, density = (measured(name, samples, real) for name in ("precision", "density"))
+    hits = round(100 * precision.value)
+    assert 0 < hits < 100
+    expected = stats.binomtest(hits, 100).proportion_ci(0.95, method="wilson")
+    assert precision.interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert density.interval[1] - density.value == pytest.approx(density.value - density.interval[0])
+    assert measured("precision", samples, samples).interval == pytest.approx((0.963, 1), abs=1e-3)  # all, yet not surely
+    assert measured("recall", samples, real).interval is None
+
+
 @pytest.mark.parametrize("k", [3, 5])
 def test_density_and_coverage_of_equal_distributions_are_as_expected(k):
     n, found = 100, []
@@ -396,6 +449,32 @@ def test_neighbours_do_not_depend_on_how_many_are_computed_at_a_time(entries, mo
     assert count_near_pairs(x, 2.0) == whole[2] > 0
 
 
+@pytest.mark.parametrize("values", [1, 50, 200, 479])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8])
+def test_nearest_distances_do_not_depend_on_how_many_values_are_floats_at_a_time(values, dtype, monkeypatch):
+    """Among 80 vectors of 6 there are the nearest in several pieces, and copies, whose distance needs the differences."""
+    x, y = ((40 * normal(n, 6, seed=n) + 128).round().clamp(0, 255).to(dtype) for n in (50, 80))
+    x = torch.cat([x, y[::9]])
+    expected = np.sort(cdist(x.double().numpy(), y.double().numpy()), axis=1)[:, :5]
+    monkeypatch.setattr(neighbours, "_CHUNK_VALUES", values)
+    found = nearest_distances(x, y, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype != torch.float64 else 1e-9)
+    assert (found[50:, 0] == 0).all()
+    monkeypatch.setattr(neighbours, "_CHUNK_ENTRIES", 7)
+    np.testing.assert_allclose(nearest_distances(x, y, 5), expected, rtol=1e-4 if dtype != torch.float64 else 1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "far", "rtol"), [(torch.float64, 1e4, 1e-9), (torch.float32, 30, 1e-4)], ids=str)
+def test_distances_to_a_far_piece_keep_their_digits(dtype, far, rtol, monkeypatch):
+    """The pieces share one centre, that of the first, and here the second lies far from it."""
+    y = torch.cat([normal(40, 6), normal(40, 6, seed=1) + far]).to(dtype)
+    x = y[35:45].clone()
+    x[:, 0] += 1e-2
+    monkeypatch.setattr(neighbours, "_CHUNK_VALUES", 40 * 6)
+    expected = np.sort(cdist(x.double().numpy(), y.double().numpy()), axis=1)[:, :3]
+    np.testing.assert_allclose(nearest_distances(x, y, 3), expected, rtol=rtol)
+
+
 @pytest.mark.parametrize("radius", [0.0, 1e-3, 0.7, 2.0, 100.0])
 def test_near_pairs_are_counted_among_all_pairs(radius):
     x = normal(60, 4).float().double()
@@ -445,6 +524,60 @@ def test_a_class_that_the_data_lacks_is_no_mode_and_costs_no_infinity():
     assert math.isfinite(class_kl.value)
 
 
+def test_a_class_that_few_samples_may_miss_by_chance_is_not_called_missing():
+    """In 60 samples a class of a tenth is missed with a chance of exp(-6), in 100 with exp(-10)."""
+    nine = of_classes(torch.arange(900) % 9)
+    by_chance, for_sure = (measured("modes", nine[:n], ALL_TEN, ALL_TEN, num_classes=10) for n in (90, 180))
+    assert by_chance.value == for_sure.value == 9
+    assert by_chance.finding == Finding("9 of 10 modes (in 90 samples, too few to call a class missing)", None)
+    assert for_sure.finding == Finding("9 of 10 modes (missing: class 9)", "modes")
+
+
+@pytest.mark.parametrize(("num_samples", "alarm"), [(19, None), (20, "modes")])
+def test_a_class_is_missing_if_so_small_a_count_has_a_chance_below_1_in_10_000_for_all_classes(num_samples, alarm):
+    """By the law of rare events none of n is of one of two classes with a chance of exp(-n/2): 7.5e-5 and 4.5e-5."""
+    found = measured("modes", of_classes(torch.zeros(num_samples)), BOTH, num_classes=2)
+    assert found.finding.alarm == alarm
+
+
+def test_a_rare_class_of_real_data_that_is_not_drawn_raises_no_alarm():
+    """One in a thousand images is of a class that a thousand honest samples miss in every third evaluation."""
+    reference = of_classes((torch.arange(10_000) % 1000 == 0).long())
+    honest = of_classes(torch.zeros(1000))
+    found = measured("modes", honest, reference, num_classes=2)
+    assert found.finding == Finding("1 of 2 modes (in 1,000 samples, too few to call a class missing)", None)
+    assert measured("modes", honest.repeat(20, 1), reference, num_classes=2).finding.alarm == "modes"
+
+
+@pytest.mark.parametrize("mean", [0.3, 6.0, 300.0])
+def test_poisson_cdf_agrees_with_scipy(mean):
+    counts = torch.arange(0, 40)
+    expected = stats.poisson.cdf(counts.numpy(), mean)
+    np.testing.assert_allclose(poisson_cdf(counts, torch.full((40,), mean)), expected, rtol=1e-6, atol=1e-300)
+
+
+def test_the_divergence_of_few_honest_samples_raises_no_alarm_and_the_same_one_of_many_does():
+    """Ten samples of ten equally likely classes are off by 0.4 nats or more, as a rule; a thousand so far off are not."""
+    few = of_classes(torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 6]))
+    found, of_many = (measured("class_kl", some, ALL_TEN, ALL_TEN, num_classes=10) for some in (few, few.repeat(100, 1)))
+    assert found.value == pytest.approx(of_many.value)
+    assert found.value > 0.3
+    assert found.finding.alarm is None
+    assert of_many.finding.alarm == "modes"
+    assert found.finding.words == of_many.finding.words
+
+
+def test_the_divergence_of_honest_samples_is_chi_square_by_luck():
+    """No alarm without any threshold, although a tenth of them is above the 90 % quantile."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [of_classes(torch.randint(10, (200,), generator=generator)) for _ in range(300)]
+    found = [measured("class_kl", some, ALL_TEN, num_classes=10, alarm_above=0.0) for some in drawn]
+    assert not any(m.finding.alarm for m in found)
+    assert found[0].parts["at_most_by_luck"] == pytest.approx(stats.chi2.isf(1e-4, 9) / 400, rel=1e-12)
+    share = np.mean([400 * m.value > stats.chi2.isf(0.1, 9) for m in found])
+    assert share == pytest.approx(0.1, abs=0.06)
+
+
 def test_one_misread_sample_is_no_mode():
     samples = torch.cat([EIGHT_OF_TEN, of_classes(torch.tensor([3]))])
     assert measured("modes", samples, ALL_TEN, num_classes=10).value == 8
@@ -463,7 +596,10 @@ def test_histogram_kl_agrees_with_scipy():
 def test_effective_support_of_draws_from_a_few_points_is_their_number(num_points):
     drawn = torch.randint(num_points, (1500,), generator=torch.Generator().manual_seed(0))
     samples = normal(num_points, 16, seed=1)[drawn]
-    found = measured("effective_support", samples, normal(10, 16), normal(1500, 16, seed=2))
+    found = measured(
+        "effective_support", samples, normal(10, 16), normal(1500, 16, seed=2), unseen=normal(1500, 16, seed=3)
+    )
+    assert found.anchors[HELD_OUT].value > 100_000
     assert found.value == pytest.approx(num_points, rel=0.1)
     assert found.finding.alarm == "support"
     assert found.finding.words.startswith(f"effective support {found.value:,.0f} images (null ")
@@ -483,7 +619,7 @@ def test_support_from_collisions_follows_the_birthday_law():
 
 # --- copying ---------------------------------------------------------------------------------------------------------
 
-TRAIN, UNSEEN, HONEST = normal(2000, 16, seed=0), normal(1000, 16, seed=1), normal(1000, 16, seed=2)
+TRAIN, UNSEEN, HONEST, FURTHER = (normal(n, 16, seed=seed) for seed, n in enumerate((2000, 1000, 1000, 1000)))
 
 
 @pytest.mark.parametrize("name", ["copying", "copying_pixels"])
@@ -494,14 +630,53 @@ TRAIN, UNSEEN, HONEST = normal(2000, 16, seed=0), normal(1000, 16, seed=1), norm
 )
 def test_copying_finds_the_share_of_copies(name, num_copies, expected, alarm):
     samples = torch.cat([TRAIN[:num_copies], HONEST[num_copies:]])
-    found = measured(name, samples, TRAIN, UNSEEN)
+    found = measured(name, samples, TRAIN, UNSEEN, unseen=FURTHER)
     assert found.value == pytest.approx(expected, abs=0.012)
     assert found.interval[0] <= found.value <= found.interval[1]
-    assert found.anchors[HELD_OUT].value == pytest.approx(0.01, abs=1e-9)
+    assert found.anchors[HELD_OUT].value == pytest.approx(0.01, abs=0.012)
+    assert found.parts["null"] == pytest.approx(0.01, abs=1e-9)
     assert found.finding.alarm == alarm
     space = "features" if name == "copying" else "pixels"
     share = "100" if num_copies == 1000 else f"{100 * found.value:.2g}"
     assert found.finding.words == f"copying {share} % in {space} (null 1 %)"
+
+
+@pytest.mark.parametrize("name", ["copying", "copying_pixels"])
+def test_copying_needs_a_held_out_image_below_the_quantile(name):
+    with pytest.raises(NotApplicable, match=r"99 held-out images are too few for their 0.01 quantile"):
+        measured(name, HONEST, TRAIN, UNSEEN[:99])
+    assert math.isfinite(measured(name, HONEST, TRAIN, UNSEEN[:100]).value)
+    assert math.isfinite(measured(name, HONEST, TRAIN, UNSEEN[:20], quantile=0.05).value)
+
+
+BY_HELD_OUT = ["copying", "copying_pixels", "c_t", "effective_support"]
+
+
+@pytest.mark.parametrize("name", BY_HELD_OUT)
+def test_what_judges_by_held_out_images_has_further_ones_as_its_row_or_none(name):
+    """A yardstick measured by itself would say nothing."""
+    assert measured(name, HONEST, TRAIN, UNSEEN).anchors == {}
+    found = measured(name, HONEST, TRAIN, UNSEEN, unseen=FURTHER)
+    of_further = measured(name, FURTHER, TRAIN, UNSEEN)
+    (row,) = found.anchors.values()
+    assert (row.value, row.count, row.parts) == (of_further.value, 1000, of_further.parts)
+    assert "null" in found.finding.words
+
+
+@pytest.mark.parametrize("name", ["fd", "kd", "recall", "modes", "class_kl"])
+def test_other_metrics_have_the_held_out_images_themselves_as_a_row(name):
+    classes = (torch.arange(1000) % 2)[:, None]
+    samples, held_out, further = (torch.cat([some, classes], 1) for some in (HONEST, UNSEEN + 1, FURTHER))
+    reference = torch.cat([TRAIN, (torch.arange(2000) % 2)[:, None]], 1)
+    found = measured(name, samples, reference, held_out, num_classes=2, unseen=further)
+    of_held_out = measured(name, held_out, reference, num_classes=2)
+    assert found.anchors[HELD_OUT].value == pytest.approx(of_held_out.value)
+
+
+def test_further_images_that_are_too_few_say_so_and_the_value_stays():
+    found = measured("copying", HONEST, TRAIN, UNSEEN, unseen=FURTHER[:50])
+    assert str(found.anchors[HELD_OUT]) == "50 held-out images are too few for their 0.01 quantile"
+    assert found.finding.alarm is None
 
 
 def drawn_from_two_classes(num_dense: int, num_wide: int, seed: int) -> Tensor:
@@ -550,18 +725,72 @@ def test_c_t_of_honest_samples_is_a_standard_score_of_its_own_null():
 @pytest.mark.parametrize(
     ("samples", "is_as_expected", "alarm", "words"),
     [
-        (HONEST, lambda z: abs(z) < 3, None, "as near to training images as unseen real ones (C_T "),
-        (TRAIN[:1000], lambda z: z < -20, "copying", "nearer to training images than unseen real ones (C_T -"),
+        (HONEST, lambda z: abs(z) < 3, None, "about as near to training images as unseen real ones (C_T "),
+        (TRAIN[:1000], lambda z: z < -20, "copying", "much nearer to training images than unseen real ones (C_T -"),
         (1.5 * HONEST, lambda z: z > 10, "underfit", "farther from training images than unseen real ones (C_T +"),
     ],
     ids=["honest", "copies", "farther"],
 )
 def test_c_t_has_the_sign_of_what_is_wrong(samples, is_as_expected, alarm, words):
-    found = measured("c_t", samples, TRAIN, UNSEEN)
+    found, beside_null = (measured("c_t", samples, TRAIN, UNSEEN, unseen=some) for some in (None, FURTHER))
     assert is_as_expected(found.value)
-    assert found.finding.alarm == alarm
+    assert found.finding.alarm == beside_null.finding.alarm == alarm
     assert found.finding.words.startswith(words)
-    assert found.interval == pytest.approx((found.value - 1.96, found.value + 1.96), abs=1e-3)  # one cell
+    assert found.finding.words.endswith(f"(C_T {found.value:+.1f})")
+    null = beside_null.anchors[HELD_OUT].value
+    assert abs(null) < 3
+    assert beside_null.finding.words.endswith(f"(C_T {found.value:+.1f}, null {null:+.1f})")
+    assert found.interval is None
+
+
+def test_the_effect_of_c_t_is_the_probability_of_being_farther_beyond_one_half():
+    """Over three classes, weighted by those of the held-out images, with copies on both sides."""
+    samples, held_out, reference = (
+        torch.cat([normal(n, 2, seed=seed), (torch.arange(n) % 3)[:, None].double()], 1)
+        for seed, n in enumerate((160, 120, 300))
+    )
+    samples[:40], held_out[:20] = reference[:40], reference[:20]
+    held_out = torch.cat([held_out, held_out[held_out[:, -1] == 1]])  # twice as many of one class
+    found = measured("c_t", samples, reference, held_out, num_classes=3)
+    near, honest = (cdist(some[:, :-1].float(), reference[:, :-1].float()).min(1) for some in (samples, held_out))
+    effects, weights = [], []
+    for cell in range(3):
+        x, y = near[samples[:, -1] == cell], honest[held_out[:, -1] == cell]
+        effects.append(np.mean((x[:, None] > y) + 0.5 * (x[:, None] == y)) - 0.5)
+        weights.append(len(y))
+    assert max(effects) - min(effects) > 0.01
+    assert found.parts["effect"] == pytest.approx(np.average(effects, weights=weights), rel=1e-9)
+
+
+def scaled_to_effect(scale: float) -> Measurement:
+    """One class; samples so much wider (or narrower) than held-out images."""
+    return measured("c_t", scale * HONEST, TRAIN, UNSEEN, copying_effect=0.1, underfit_effect=0.03)
+
+
+def test_alarms_of_c_t_need_an_effect_and_one_of_copying_a_larger_one():
+    narrow, narrower, wide = (scaled_to_effect(scale) for scale in (0.95, 0.8, 1.05))
+    assert -0.1 < narrow.parts["effect"] < -0.05
+    assert narrow.value < -4  # clear, but nearness alone is no copy
+    assert narrow.finding.alarm is None
+    assert narrow.finding.words.startswith("about as near to training images")
+    assert narrower.parts["effect"] < -0.1
+    assert narrower.finding.alarm == "copying"
+    assert 0.03 < wide.parts["effect"] < 0.1
+    assert wide.value > 4
+    assert wide.finding.alarm == "underfit"
+
+
+def test_alarms_of_c_t_need_a_clear_score():
+    found = measured("c_t", 1.2 * HONEST[:30], TRAIN, UNSEEN[:30])
+    assert found.parts["effect"] > 0.03
+    assert found.value < 4
+    assert found.finding.alarm is None
+
+
+@pytest.mark.parametrize("key", ["copying_effect", "underfit_effect"])
+def test_effects_of_c_t_cannot_be_negative(key):
+    with pytest.raises(UserError, match=rf"metric\.c_t\.{key}=-0\.1 must be at least 0"):
+        make_metric("c_t", **{key: -0.1})
 
 
 def test_c_t_without_a_class_of_enough_images_has_no_value():
@@ -571,15 +800,17 @@ def test_c_t_without_a_class_of_enough_images_has_no_value():
 
 @pytest.mark.parametrize("levels", [3, 20, 10**6], ids=["many ties", "ties", "none"])
 @pytest.mark.parametrize(("n", "m"), [(30, 30), (10, 80)])
-def test_mann_whitney_z_agrees_with_scipy(n, m, levels):
+def test_mann_whitney_agrees_with_scipy(n, m, levels):
     x, y = ((levels * some.sigmoid()).round() for some in (normal(n) + 0.3, normal(m, seed=1)))
     expected = stats.mannwhitneyu(x, y, alternative="less", method="asymptotic", use_continuity=False)
-    assert stats.norm.cdf(mann_whitney_z(x, y)) == pytest.approx(expected.pvalue, rel=1e-9)
-    assert mann_whitney_z(x, y) == pytest.approx(-mann_whitney_z(y, x), rel=1e-9)
+    share, z = mann_whitney(x, y)
+    assert stats.norm.cdf(z) == pytest.approx(expected.pvalue, rel=1e-9)
+    assert share * n * m == pytest.approx(expected.statistic, rel=1e-9)
+    assert mann_whitney(y, x) == pytest.approx((1 - share, -z), rel=1e-9)
 
 
-def test_mann_whitney_z_of_equal_values_is_zero():
-    assert mann_whitney_z(torch.ones(10), torch.ones(20)) == 0.0
+def test_mann_whitney_of_equal_values_is_zero():
+    assert mann_whitney(torch.ones(10), torch.ones(20)) == (0.5, 0.0)
 
 
 # --- reconstructions, bounds, intervals ------------------------------------------------------------------------------
@@ -742,7 +973,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "no labels": lambda: result(Draws(uniform), data=digit_data(digits()[0], None)),
     "fewer samples than features": lambda: result(Draws(uniform), num_samples=50),
     "two samples": lambda: result(Draws(uniform), num_samples=2),
-    "more samples than test images": lambda: result(Draws(uniform), num_samples=150),
+    "more samples than test images": lambda: result(Draws(uniform), num_samples=200),
     "images of another size": lambda: result(Draws(lambda n, noise: uniform(n, noise, (1, 9, 9)))),
     "flat vectors": lambda: result(Draws(lambda n, noise: uniform(n, noise).flatten(1))),
     "few images": lambda: result(Draws(uniform), data=digit_data(*digits(), num_train=8, num_test=1), num_samples=8),

@@ -75,11 +75,12 @@ class Counting(Extractor):
 def test_a_second_evaluation_computes_nothing_of_real_images(tmp_path):
     first, second, classifier = Recording(tmp_path), Recording(tmp_path), Counting()
     results = results_of(honest(), first, classifier=classifier)
-    assert classifier.num_images == 300 + 4 * 100  # training images; samples, held-out images, noise, untrained samples
+    # training images; samples, untrained samples, noise, test and validation images
+    assert classifier.num_images == 300 + 5 * 150
     assert sum(is_known for _, is_known in first.computed) > 10
     classifier.num_images = 0
     assert results_of(honest(), second, classifier=classifier) == results
-    assert classifier.num_images == 2 * 100  # samples, before and after the training
+    assert classifier.num_images == 2 * 150  # samples, before and after the training
     assert [what for what, is_known in second.computed if is_known] == []
     assert second.num_computed < first.num_computed
 
@@ -90,14 +91,14 @@ def test_another_model_in_the_same_session_costs_only_its_own_samples():
     store.computed.clear()
     classifier.num_images = 0
     results_of(Draws(uniform), store, classifier=classifier, metrics=some_metrics())
-    assert classifier.num_images == 2 * 100
+    assert classifier.num_images == 2 * 150
     assert not any(is_known for _, is_known in store.computed)
 
 
 def test_a_set_of_images_goes_through_an_extractor_once_for_all_metrics():
     store, classifier = Store(None), Counting()
     results_of(honest(), store, classifier=classifier, untrained=honest())
-    assert classifier.num_images == 300 + 4 * 100
+    assert classifier.num_images == 300 + 5 * 150
 
 
 def test_what_images_are_is_not_asked_unless_something_is_computed_of_them(tmp_path):
@@ -144,13 +145,14 @@ def other_classifier() -> NetworkExtractor:
 CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
     "a training image": lambda: {"data": changed_image(0)},
     "a test image": lambda: {"data": changed_image(300)},
+    "a validation image": lambda: {"data": changed_image(850)},
     "a label": lambda: {"data": changed_label()},
     "one image less": lambda: {"data": digit_data(*digits(), num_train=299)},
     "binary pixels": lambda: {"data": digit_data(*digits(), values=BINARY_STATIC)},
     "what the levels mean": lambda: {"data": digit_data(*digits(), levels=256)},
     "what the levels mean, of continuous pixels": lambda: {"data": digit_data(*digits(), values=CONTINUOUS, levels=256)},
     "the weights": lambda: {"classifier": other_classifier()},
-    "the number of samples": lambda: {"num_samples": 95},
+    "the number of samples": lambda: {"num_samples": 145},
     "the neighbours": lambda: {"metrics": some_metrics(precision=make_metric("precision", k=3))},
     "the components": lambda: {
         "metrics": some_metrics(
@@ -201,7 +203,7 @@ def test_samples_of_a_model_are_never_kept(tmp_path):
     kept = files_in(tmp_path)
     results_of(Draws(uniform), Store(tmp_path), untrained=honest())
     assert files_in(tmp_path) == kept
-    of_samples, _ = digits_classifier()(real_digits(100).add(1).mul(127.5).round().byte())
+    of_samples, _ = digits_classifier()(real_digits(150).add(1).mul(127.5).round().byte())
     for file in kept:
         for tensor in load_file(file).values():
             assert tensor.shape != of_samples.shape or not torch.isclose(tensor.float(), of_samples).all(1).any(), file

@@ -14,7 +14,7 @@ from torch import nn
 from src.build import build, build_model
 from src.core.errors import UserError
 from src.core.protocols import Adversarial
-from src.experiment import load_data, load_trained_model
+from src.experiment import light_measure, load_data, load_model, load_trained_model
 from src.training.callbacks.progress import EpochProgress
 from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
@@ -236,3 +236,42 @@ def test_gradient_of_each_optimizer_is_clipped_to_its_norm(model, tmp_path):
 
 def _weights(network: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+
+
+# --- the light evaluation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["gan", "cgan"])
+def test_a_light_evaluation_leaves_the_global_generator_alone(model, trained):
+    """The training's dropout and shuffling would otherwise go another way for having been looked at."""
+    config = trained(model).run.config()
+    data = load_data(config)
+    measure = light_measure(config, data)
+    network = load_model(config, data.spec)
+    before = torch.get_rng_state()
+    values, findings = measure(network, 100, ["fd", "class_kl", "effective_support"])
+    assert set(values) >= {"fd", "class_kl", "effective_support"}
+    assert findings
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_training_is_the_same_with_and_without_light_evaluations(tmp_path, cache):
+    states = []
+    for name, metrics in (("none", "[]"), ("some", "[fd,modes]")):
+        settings = ("callback.light_evaluation.every_n_validations=1", f"callback.light_evaluation.metrics={metrics}")
+        run = train(tmp_path / name, cache, "model=gan", "trainer.max_steps=20", "metric=[fd,modes]", *settings).run
+        tags = EventAccumulator(str(run.tensorboard)).Reload().Tags()["scalars"]
+        assert any(tag.startswith("light_evaluation/") for tag in tags) == (name == "some")
+        states.append(torch.load(run.checkpoint("last"), weights_only=True)["state_dict"])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("metrics", ["[]", "null"])
+def test_no_metrics_turn_the_light_evaluation_off(metrics, cache, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr("src.experiment.light_measure", lambda *_: lambda *asked: measured.append(asked) or ({}, []))
+    settings = ("model=gan", "metric=[fd]", "trainer.max_steps=20", "callback.light_evaluation.every_n_validations=1")
+    train(tmp_path / "off", cache, *settings, f"callback.light_evaluation.metrics={metrics}")
+    assert measured == []
+    train(tmp_path / "on", cache, *settings)
+    assert len(measured) == 2

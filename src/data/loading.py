@@ -79,6 +79,7 @@ class ArrayData(L.LightningDataModule):
             batch_size=None,  # the sampler hands out whole batches
             sampler=sampler,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # or every pass would draw a number from the global one
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),

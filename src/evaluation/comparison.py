@@ -1,7 +1,7 @@
 """One comparison over runs: which values may stand side by side, and which differences are more than chance.
 
-A row is all seeds of one config. A column holds values of one protocol; a value of another one is refused. The best row x
-of a column is compared with every other row y:
+A row is all seeds of one config, its values all of the same kind of weights at the same checkpoint. A column holds values
+of one protocol. Any other value is refused. The best row x of a column is compared with every other row y:
 
     common seeds    mean(d) ± t_{n-1, 0.975} sd(d) / sqrt(n)    with d_s = y_s - x_s
     single runs     y - x ± 1.96 sqrt(se_y^2 + se_x^2)          with se = half of the 95 % interval / 1.96
@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from src.core.errors import UserError
-from src.evaluation.comparison_rows import Row, RunResults, canonical, leaves, make_rows, one_per_seed, shown
+from src.evaluation.comparison_rows import Row, RunResults, canonical, leaves, make_rows, one_per_seed, origin, shown
 from src.evaluation.significance import Difference, holm, independent_difference, paired_difference, sign_flip_p
 
 __all__ = ["ANCHORS", "SCHEMA", "Anchor", "Cell", "Column", "Comparison", "Row", "RunResults", "Verdict", "compare"]
@@ -25,7 +25,7 @@ SCHEMA = 2  # of the results.json that is understood here
 ANCHORS = {"held_out": "held-out real (floor)", "noise": "noise (ceiling)"}
 
 _NO_PROTOCOL = ("model", "software")  # parts of a card: what was measured and with what, not how
-_SETTINGS = ("num_samples", "seed")  # fields of a protocol that are settings of `evaluation`
+_SETTINGS = ("num_samples", "seed", "checkpoint")  # fields of a card that are settings of `evaluation`
 _FLIPPED = range(5, 17)  # seeds: with fewer the smallest p is above 0.05, with more there are too many sign flips
 
 
@@ -36,7 +36,7 @@ class Cell:
     Args:
         values: by seed; empty if there is none.
         interval: 95 % interval of the value, if it is a single one that has one.
-        is_refused: whether a value of another protocol was left out.
+        is_refused: whether a value of another protocol or of other weights was left out.
         protocol: of its values, else of the first one refused; None without either.
     """
 
@@ -78,7 +78,8 @@ class Column:
         metric: its name.
         unit: of its values.
         better: "lower", "higher", "zero", or None where none is better.
-        protocol: the card without what it says of the model and of the software.
+        protocol: the card without what it says of the model and of the software, and without the name of an extractor whose
+            hash it gives.
         cells: one a row.
         anchors: by name; the reason where there is no value.
         best: indices of the best rows, more than one if they are equal; empty if there is nothing to choose from.
@@ -106,6 +107,7 @@ class Verdict:
         num_seeds: the common seeds it is over; 0 for single runs.
         p_flip: p of the sign-flip test, where it was computed.
         p_holm: p adjusted for all comparisons of the table.
+        reason: why there is no interval, if there is none.
     """
 
     metric: str
@@ -116,6 +118,7 @@ class Verdict:
     num_seeds: int = 0
     p_flip: float | None = None
     p_holm: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,25 +166,35 @@ def compare(
     if unknown := [metric for metric in named if metric not in known]:
         raise UserError(f"metric={unknown[0]} was measured in no run; allowed: {', '.join(known) or 'none so far'}")
     names = [metric for metric in named if metrics is not None or any(run.entry(metric) for run in kept)]
-    rows = make_rows(kept, names)
-    columns = tuple(_column(metric, kept, rows) for metric in names)
+    terms = {metric: _common_terms(metric, kept) for metric in names}
+    rows = make_rows(kept, lambda run: [entry for metric in names if (entry := _fitting(run, metric, terms[metric]))])
+    columns = tuple(_column(metric, kept, rows, terms[metric]) for metric in names)
     return Comparison(
         rows=rows,
         columns=columns,
         verdicts=_verdicts(columns),
         alarms=tuple(_alarms(kept)),
-        refusals=(*refusals, *(line for column in columns for line in _refusals(column, kept))),
+        refusals=(*refusals, *(line for column in columns for line in _refusals(column, rows))),
         absences=tuple(_absences(named, rows, columns)),
         left_out=(*left_out, *repeated),
         unfinished=tuple(f"{run.name} is not done, its status is {run.status}" for run in kept if run.status != "done"),
     )
 
 
-def _column(metric: str, runs: Sequence[RunResults], rows: Sequence[Row]) -> Column:
-    entries = [entry for run in runs if (entry := run.entry(metric))]
-    held = Counter(canonical(_terms(entry)) for entry in entries)
-    terms = max(held, key=held.__getitem__, default="")  # the first of equals
-    same = [entry for entry in entries if canonical(_terms(entry)) == terms]
+def _common_terms(metric: str, runs: Sequence[RunResults]) -> str:
+    """What most of the values agree on, canonical; "" if there are none."""
+    held = Counter(canonical(_terms(entry)) for run in runs if (entry := run.entry(metric)))
+    return max(held, key=held.__getitem__, default="")  # the first of equals
+
+
+def _fitting(run: RunResults, metric: str, terms: str) -> dict[str, Any] | None:
+    """The run's entry, if it has a value on these terms."""
+    entry = run.entry(metric)
+    return entry if entry and canonical(_terms(entry)) == terms else None
+
+
+def _column(metric: str, runs: Sequence[RunResults], rows: Sequence[Row], terms: str) -> Column:
+    same = [entry for run in runs if (entry := _fitting(run, metric, terms))]
     first = same[0] if same else {"unit": "", "better": None, "card": {}}
     cells = tuple(_cell(metric, row, terms) for row in rows)
     return Column(
@@ -196,7 +209,10 @@ def _column(metric: str, runs: Sequence[RunResults], rows: Sequence[Row]) -> Col
 
 
 def _protocol(entry: dict[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in entry["card"].items() if field not in _NO_PROTOCOL}
+    card = entry["card"]
+    # an extractor is its weights, not its name; the one without weights, of hash "none", has nothing but its name
+    by_hash = ("extractor",) if card.get("extractor_sha256", "none") != "none" else ()
+    return {field: value for field, value in card.items() if field not in (*_NO_PROTOCOL, *by_hash)}
 
 
 def _terms(entry: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +222,8 @@ def _terms(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _cell(metric: str, row: Row, terms: str) -> Cell:
     entries = {run.seed: entry for run in row.runs if (entry := run.entry(metric))}
-    same = {seed: entry for seed, entry in entries.items() if canonical(_terms(entry)) == terms}
+    fitting = {seed: entry for seed, entry in entries.items() if canonical(_terms(entry)) == terms}
+    same = {seed: entry for seed, entry in fitting.items() if origin(entry) == row.origin}
     intervals = [entry["interval"] for entry in same.values()]
     held = list((same or entries).values())
     return Cell(
@@ -255,11 +272,15 @@ def _verdict(column: Column, row: int, best: int) -> Verdict:
     differences = [other[seed] - least[seed] for seed in other if seed in least]
     num_seeds = len(differences) if len(differences) > 1 else 0
     if num_seeds:
-        lost = paired_difference(differences)
+        lost, reason = paired_difference(differences), "no spread over the seeds"
     elif intervals[0] and intervals[1]:
         lost = independent_difference(fmean(other.values()), intervals[0], fmean(least.values()), intervals[1])
+        reason = "that of a single value has no width; train several seeds"
     else:
-        return Verdict(column.metric, row, best, "no interval")
+        several = all(len(column.cells[i].values) > 1 for i in (row, best))
+        lost, reason = None, "train several seeds, the same of both" if several else "train several seeds"
+    if lost is None:
+        return Verdict(column.metric, row, best, "no interval", reason=reason)
     word = "worse" if lost.low > 0 else "better" if lost.high < 0 else "inconclusive"
     p_flip = sign_flip_p(differences) if num_seeds in _FLIPPED else None
     difference = Difference(-lost.value, -lost.high, -lost.low, lost.p) if column.better == "higher" else lost
@@ -273,24 +294,51 @@ def _alarms(runs: Sequence[RunResults]) -> Iterator[str]:
             yield f"ALARM {run.name}: {words}"
 
 
-def _refusals(column: Column, runs: Sequence[RunResults]) -> Iterator[str]:
-    wanted = {"unit": column.unit, "better": column.better} | dict(leaves(column.protocol))
-    for run in runs:
-        given = _terms(entry) if (entry := run.entry(column.metric)) else wanted
-        fields = [field for field in {**given, **wanted} if _term(given, field) != _term(wanted, field)]
-        if fields:
-            unlike = [f"its {field} is {_term(given, field)}, the column's is {_term(wanted, field)}" for field in fields]
-            yield f"{column.metric} of {run.name} is refused: {'; '.join([*unlike, _remedy(run, fields, wanted)])}"
+def _refusals(column: Column, rows: Sequence[Row]) -> Iterator[str]:
+    terms = {"unit": column.unit, "better": column.better} | dict(leaves(column.protocol))
+    for row, run in ((of, run) for of in rows for run in of.runs):
+        if entry := run.entry(column.metric):
+            weights = origin(entry)
+            common = weights if row.origin is None else row.origin
+            unlike = [*_unlike(_terms(entry), terms, "column"), *_unlike(weights, common, "row")]
+            if unlike:
+                remedy = _remedy(run, column.metric, _terms(entry) | weights, terms | common)
+                words = "; ".join([*unlike, *([remedy] if remedy else [])])
+                yield f"{column.metric} of {run.name} is refused: {words}"
+
+
+def _unlike(given: dict[str, Any], wanted: dict[str, Any], whose: str) -> Iterator[str]:
+    for field in _differing(given, wanted):
+        verb = "are" if field == "weights" else "is"
+        yield f"its {field} {verb} {_term(given, field)}, the {whose}'s {verb} {_term(wanted, field)}"
+
+
+def _differing(given: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [field for field in {**given, **wanted} if _term(given, field) != _term(wanted, field)]
 
 
 def _term(terms: dict[str, Any], field: str) -> str:
     return shown(terms[field]) if field in terms else "not given"
 
 
-def _remedy(run: RunResults, fields: Sequence[str], wanted: dict[str, Any]) -> str:
+def _remedy(run: RunResults, metric: str, given: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The command that measures what is wanted, where nothing but settings of `evaluation` stands in its way."""
+    fields = _differing(given, wanted)
     if any(field.startswith("data") for field in fields):  # data, data_values
         return "values on other data cannot be compared"
-    settings = [f"evaluation.{field}={wanted[field]}" for field in fields if field in _SETTINGS and field in wanted]
+    if not all(field in _SETTINGS and field in given and field in wanted for field in fields):
+        return None
+    # where nothing is said, evaluate takes what the run's config says, not what the value was measured with
+    usual = run.config.get("evaluation") or {}
+    usual = usual | ({"checkpoint": "best"} if usual.get("checkpoint") == "auto" else {})
+    told = [
+        field
+        for field in _SETTINGS
+        if field in wanted and (field in fields or usual.get(field, wanted[field]) != wanted[field])
+    ]
+    settings = [f"evaluation.{field}={wanted[field]}" for field in told]
+    if metric not in (run.config.get("metric") or {metric}):
+        settings.append(f"metric=[{metric}]")
     return "measure it again: " + " ".join(["python -m src.evaluate", f"run={run.path}", *settings])
 
 

@@ -82,9 +82,7 @@ def verdict_sentence(comparison: Comparison, verdict: Verdict) -> str:
     other, best = comparison.rows[verdict.row].label, comparison.rows[verdict.best].label
     column = next(column for column in comparison.columns if column.metric == verdict.metric)
     if verdict.difference is None:
-        several = all(len(column.cells[i].values) > 1 for i in (verdict.row, verdict.best))
-        seeds = "several seeds, the same of both" if several else "several seeds"
-        return f"{verdict.metric}: {other} against {best}: no interval: train {seeds}"
+        return f"{verdict.metric}: {other} against {best}: no interval: {verdict.reason}"
     if verdict.word == "inconclusive":
         claim, sign = f"inconclusive: {other} minus {best} is", 1
     elif verdict.word == "better":
@@ -153,7 +151,7 @@ def _cell(cell: Cell, num_runs: int) -> str:
         return "refused" if cell.is_refused else "-"
     if cell.sd is not None:
         decimals = _decimals(cell.mean, cell.sd)
-        return f"{cell.mean:.{decimals}f} ± {cell.sd:.{decimals}f} ({len(cell.values)})"
+        return f"{_number(cell.mean, decimals)} ± {_number(cell.sd, decimals)} ({len(cell.values)})"
     return _with_interval(cell.mean, cell.interval) + (" (1)" if num_runs > 1 else "")
 
 
@@ -176,14 +174,21 @@ def _anchor(column: Column, anchor: Anchor | str | None) -> str:
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     decimals = _decimals(value, (interval[1] - interval[0]) / 2 if interval else 0)
-    ends = f" [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]" if interval else ""
-    return f"{value:.{decimals}f}{ends}"
+    ends = f" [{_number(interval[0], decimals)}, {_number(interval[1], decimals)}]" if interval else ""
+    return f"{_number(value, decimals)}{ends}"
+
+
+def _number(value: float, decimals: int) -> str:
+    """`49,995,000` or `-0.50`; what is rounded to zero has no sign."""
+    return f"{value:z,.{decimals}f}"
 
 
 def _decimals(value: float, spread: float) -> int:
-    """How many decimals show two digits of the spread; without one, four digits of the value."""
+    """How many decimals show two digits of the spread; without one, four digits of the value, or none of an integer."""
+    if spread <= 0 and float(value).is_integer():
+        return 0
     size, digits = (spread, 2) if spread > 0 else (abs(value), 4)
-    return max(0, digits - 1 - math.floor(math.log10(size))) if size > 0 else 1
+    return max(0, digits - 1 - math.floor(math.log10(size)))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -213,4 +218,4 @@ def _word(cell: Cell, verdict: Verdict | None, is_best: bool) -> str:
 
 
 def _exact(number: float | None) -> str:
-    return "" if number is None else repr(number)
+    return "" if number is None else repr(number + 0.0)  # -0.0 + 0.0 is 0.0

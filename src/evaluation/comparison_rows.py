@@ -1,16 +1,18 @@
 """The rows of a comparison: runs whose configs differ in nothing but the seed are one row, with a label of its own."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Row", "RunResults", "canonical", "leaves", "make_rows", "one_per_seed", "shown"]
+__all__ = ["Row", "RunResults", "canonical", "leaves", "make_rows", "one_per_seed", "origin", "shown"]
 
 # what changes neither the training nor its data; `name` says again what the config says
 _NO_TRAINING = ("seed", "name", "hydra", "callback", "logger", "evaluation", "metric")
 _PLACES = ("data.cache", "data.root")  # where data lie may differ between machines
+_ORIGIN = ("weights", "checkpoint")  # of a card's model: where its weights come from
 _MOST_KEYS = 3  # in a label; where it takes more, the directory says it shorter
 
 
@@ -60,10 +62,18 @@ class RunResults:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one config, one a seed; `weights` are "averaged", "raw", or both if they differ."""
+    """Runs of one config, one a seed.
+
+    Args:
+        label: what to call it.
+        runs: by seed.
+        origin: of the weights that all its values are of, see `origin`; None if it has no value.
+        weights: the same in words, and whether the classes were given: `averaged, best, classes given`.
+    """
 
     label: str
     runs: tuple[RunResults, ...]
+    origin: dict[str, str] | None
     weights: str
 
     @property
@@ -89,21 +99,38 @@ def one_per_seed(runs: Sequence[RunResults]) -> tuple[list[RunResults], list[str
     ]
 
 
-def make_rows(runs: Sequence[RunResults], metrics: Sequence[str]) -> tuple[Row, ...]:
-    """Rows in the order of their first runs; the weights are those behind the values of `metrics`."""
+def make_rows(runs: Sequence[RunResults], values: Callable[[RunResults], list[dict[str, Any]]]) -> tuple[Row, ...]:
+    """Rows in the order of their first runs. The origin of a row is the one that most of its values have.
+
+    Args:
+        runs: one a seed.
+        values: the entries of a run that may stand in the table.
+    """
     groups: dict[str, list[RunResults]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
     labels = _labels([group[0] for group in groups.values()])
-    return tuple(
-        Row(labels[name], tuple(sorted(group, key=lambda run: run.seed)), _weights(group, metrics))
-        for name, group in groups.items()
-    )
+    return tuple(_row(labels[name], group, values) for name, group in groups.items())
 
 
-def _weights(group: Sequence[RunResults], metrics: Sequence[str]) -> str:
-    entries = [entry for run in group for metric in metrics if (entry := run.entry(metric))]
-    return ", ".join(sorted({entry["card"].get("model", {}).get("weights", "unknown") for entry in entries})) or "-"
+def _row(label: str, group: Sequence[RunResults], values: Callable[[RunResults], list[dict[str, Any]]]) -> Row:
+    runs = tuple(sorted(group, key=lambda run: run.seed))
+    entries = [entry for run in group for entry in values(run)]
+    if not entries:
+        return Row(label, runs, None, "-")
+    held = Counter(canonical(origin(entry)) for entry in entries)
+    common = max(held, key=held.__getitem__)  # the first of equals
+    same = [entry for entry in entries if canonical(origin(entry)) == common]
+    words = list(origin(same[0]).values()) or ["unknown"]
+    if any(entry["card"].get("model", {}).get("classes") for entry in same):
+        words.append("classes given")
+    return Row(label, runs, origin(same[0]), ", ".join(words))
+
+
+def origin(entry: dict[str, Any]) -> dict[str, str]:
+    """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last"}`, as far as the card says it."""
+    about = entry["card"].get("model", {})
+    return {field: shown(about[field]) for field in _ORIGIN if field in about}
 
 
 def _labels(firsts: Sequence[RunResults]) -> dict[str, str]:

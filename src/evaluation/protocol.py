@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.errors import NotApplicable, require_at_least
+from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
@@ -22,7 +22,7 @@ from src.metrics.store import Store
 __all__ = ["draw_samples", "evaluate", "require_protocol", "spread_classes"]
 
 _DEFAULT_MAX_SAMPLES = 10_000
-_SOFTWARE = ("torch", "torchmetrics")
+_SOFTWARE = ("torch", "torchmetrics", "torch-fidelity")
 
 
 def evaluate(
@@ -81,15 +81,14 @@ def evaluate(
         generated=generated,
         reference=_split_images(data, "train", None),
         anchors=anchors if is_image else {},
+        unseen=_split_images(data, "val", num_samples),
         classifier=functools.cache(classifier),
         store=store,
     )
     card = {
         "data": f"{data.spec.name}-{data.arrays.fingerprint[:12]}",
         "data_values": data.spec.values.describe(),
-        "quantisation": "clamped and rounded to 0 .. 255",
-        "seed": seed,
-        "model": about,
+        "model": about | _classes_given(model),
         "software": {name: version(name) for name in _SOFTWARE},
     }
     return {name: _measure(metric, inputs, card) for name, metric in metrics.items()}
@@ -97,6 +96,8 @@ def evaluate(
 
 def require_protocol(num_samples: int | None, batch_size: int) -> None:
     """Raise `UserError` for settings that no evaluation can have."""
+    if num_samples is not None and not isinstance(num_samples, int):
+        raise UserError(f"evaluation.num_samples={num_samples} must be a whole number, or null")
     require_at_least("evaluation.num_samples", num_samples, 2)
     require_at_least("evaluation.batch_size", batch_size, 1)
 
@@ -175,6 +176,12 @@ def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
         return {"sha256": arrays.sha256, "levels": levels, "split": split, "count": count, "spec": data.spec.to_dict()}
 
     return ImageSet(batches, count, identity)
+
+
+def _classes_given(model: nn.Module) -> dict[str, str]:
+    """A conditional model is told the classes, so their histogram comes free to it."""
+    is_told = isinstance(model, CanSample) and model.is_conditional
+    return {"classes": "given, as frequent as in the training data"} if is_told else {}
 
 
 def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None:

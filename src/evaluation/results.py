@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from src.core.errors import NotApplicable
-from src.metrics.metric import Finding, Measurement, Reading
+from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Finding, Measurement, Reading
 
 __all__ = ["SCHEMA", "absences", "alarms", "findings", "results_table", "scalars", "to_json", "to_markdown"]
 
@@ -83,7 +83,8 @@ def _cells(plain: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for anchor, reading in entry["anchors"].items():
             if "value" in reading:
                 counts.setdefault(anchor, set()).add(reading["count"])
-    headers = {anchor: f"{anchor.replace('_', ' ')} ({_range(some)})" for anchor, some in counts.items()}
+    order = [anchor for anchor in (HELD_OUT, NOISE, UNTRAINED) if anchor in counts]
+    headers = {anchor: f"{anchor.replace('_', ' ')} ({_range(counts[anchor])})" for anchor in order}
     names = ["metric", "value", "95 % interval", *headers.values(), "unit"]
     rows = []
     for name, entry in entries.items():

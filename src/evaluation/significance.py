@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 __all__ = ["Difference", "holm", "independent_difference", "paired_difference", "sign_flip_p"]
 
 _Z = 1.96  # 97.5 % point of the standard normal distribution
+_ROUNDING = 1e-9  # a spread below this part of the values is none
 
 
 @dataclass(frozen=True)
@@ -20,31 +21,38 @@ class Difference:
     p: float
 
 
-def paired_difference(differences: Sequence[float]) -> Difference:
+def paired_difference(differences: Sequence[float]) -> Difference | None:
     """Mean of n >= 2 paired differences `(n,)`, in their unit: mean ± t_{n-1, 0.975} sd / sqrt(n), with the t-test's p.
+
+    None where they are all the same: a few equal differences do not say how much another one would differ.
 
     References:
         Student 1908, "The probable error of a mean".
     """
     from scipy.special import stdtr, stdtrit
 
-    n = len(differences)
-    mean, error = fmean(differences), stdev(differences) / math.sqrt(n)
+    n, sd = len(differences), stdev(differences)
+    if sd <= _ROUNDING * max(map(abs, differences)):
+        return None
+    mean, error = fmean(differences), sd / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.975)) * error
-    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Difference(mean, mean - half, mean + half, p)
 
 
 def independent_difference(
     y: float, y_interval: tuple[float, float], x: float, x_interval: tuple[float, float]
-) -> Difference:
+) -> Difference | None:
     """y - x of independent values with 95 % intervals, in their unit: y - x ± 1.96 sqrt(se_y^2 + se_x^2).
 
-    A standard error se is half an interval / 1.96; the p is that of the normal distribution.
+    A standard error se is half an interval / 1.96; the p is that of the normal distribution. None where an interval has no
+    width: it comes from values that were all the same, as a share of exactly 1, and is no measure of what is not known.
     """
+    if any(high - low <= _ROUNDING * max(abs(low), abs(high)) for low, high in (y_interval, x_interval)):
+        return None
     error = math.hypot(y_interval[1] - y_interval[0], x_interval[1] - x_interval[0]) / 2 / _Z
     value, half = y - x, _Z * error
-    p = math.erfc(abs(value) / error / math.sqrt(2)) if error else float(value == 0)
+    p = math.erfc(abs(value) / error / math.sqrt(2))
     return Difference(value, value - half, value + half, p)
 
 

@@ -70,7 +70,7 @@ class NetworkExtractor(Extractor):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        device = next(self._network.parameters()).device
+        device = next((weight.device for weight in self._network.parameters()), images.device)
         with torch.autocast(device.type, enabled=False):
             features, logits = self._network(images.to(device).float().div(127.5).sub(1))
         return features.cpu().float(), logits.cpu().float()

@@ -11,6 +11,7 @@ References:
     Chong, Forsyth 2020, "Effectively unbiased FID and Inception score", arXiv:1911.07023: the bias.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _CHUNK = 4096  # samples turned into float64 at a time
-_SAMPLES_PER_DIMENSION = 5  # with fewer the correction leaves a bias that an interval would not cover
+_SAMPLES_PER_DIMENSION = 5  # with fewer the correction leaves a bias that the interval does not cover
 
 
 def frechet_distance(mu_1: Tensor, cov_1: Tensor, mu_2: Tensor, cov_2: Tensor, root_2: Tensor | None = None) -> Tensor:
@@ -59,10 +60,13 @@ def matrix_root(cov: Tensor) -> Tensor:
     return (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
 
 
-def effective_dimension(cov: Tensor) -> float:
-    """tr(S)^2 / tr(S^2) of a covariance `(D, D)`: D if all directions vary alike, 1 if only one varies; 0 if none does."""
-    squares = float(cov.square().sum())
-    return float(cov.trace()) ** 2 / squares if squares > 0 else 0.0
+def effective_dimension(root: Tensor) -> float:
+    """tr(S^1/2)^2 / tr(S) from the root of a covariance `(D, D)`: D if all directions vary alike, 1 if only one varies.
+
+    The bias of the distance of N samples follows this number over N. 0 if nothing varies.
+    """
+    variance = float(root.square().sum())  # tr(S)
+    return float(root.trace()) ** 2 / variance if variance > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,8 @@ class FrechetDistance(SampleMetric):
     """The Fréchet distance to the training images, without its bias, with a 95 % interval by a jackknife over 20 blocks.
 
     The interval is about which samples this model happened to draw: not about another training, nor about the reference.
-    There is none with fewer than five samples for each effective dimension, where a bias is left (on white features in 84
-    dimensions, 300 samples covered the truth in 79 of 100 cases, 420 samples in 92). The corrected value can be below zero.
+    There is no value with fewer than five samples for each effective dimension, where a bias would be left (on white
+    features in 84 dimensions, 300 samples covered the truth in 79 of 100 cases, 420 in 92). It can be below zero.
     The plain distance, as others report it, stands in the parts as `plug_in`.
     """
 
@@ -167,7 +171,8 @@ class FrechetDistance(SampleMetric):
         reference = self._reference(inputs, extractor)
         features = inputs.features(images, extractor).features
         count, dim = features.shape
-        least = max(dim * NUM_BLOCKS // (NUM_BLOCKS - 1) + 2, 2 * NUM_BLOCKS)
+        enough = math.ceil(_SAMPLES_PER_DIMENSION * effective_dimension(reference["root"]))
+        least = max(dim * NUM_BLOCKS // (NUM_BLOCKS - 1) + 2, 2 * NUM_BLOCKS, enough)
         if count < least:
             raise NotApplicable(
                 f"{count} images are too few for the covariance of {dim} features; at least {least} are needed "
@@ -184,8 +189,7 @@ class FrechetDistance(SampleMetric):
         plug_in = distance(mean, cov)
         found = jackknife(plug_in, torch.stack([distance(*sums.without(g)) for g in range(NUM_BLOCKS)]))
         parts = {"plug_in": float(plug_in), "of_means": float((mean - reference["mean"]).square().sum())}
-        is_enough = count >= _SAMPLES_PER_DIMENSION * effective_dimension(reference["cov"])
-        return Reading(found.corrected, count, found.interval if is_enough else None, parts)
+        return Reading(found.corrected, count, found.interval, parts)
 
     def protocol(self) -> dict[str, Any]:
         return {"estimate": f"bias-corrected by a jackknife over {NUM_BLOCKS} blocks"}

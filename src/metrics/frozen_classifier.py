@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.core.errors import NotApplicable
+from src.core.spec import DataSpec
 from src.metrics.tensor_files import read_tensors, write_tensors
 
 __all__ = ["SHIPPED", "find_frozen", "frozen_file", "read_frozen", "write_frozen"]
@@ -62,20 +63,20 @@ def read_frozen(file: Path, sha256: str | None) -> tuple[dict[str, Tensor], dict
     return state, about, found
 
 
-def frozen_file(folder: Path, data_name: str, fingerprint: str) -> Path:
-    """Where the frozen classifier of a prepared data set is kept."""
-    return folder / f"{data_name}-{fingerprint[:12]}.safetensors"
+def frozen_file(folder: Path, spec: DataSpec, fingerprint: str) -> Path:
+    """Where the frozen classifier of a prepared data set is kept, one for each kind of values."""
+    return folder / f"{spec.name}-{spec.values.kind}-{fingerprint[:12]}.safetensors"
 
 
-def find_frozen(named: str | None, folder: Path, data_name: str, fingerprint: str) -> Path:
+def find_frozen(named: str | None, folder: Path, spec: DataSpec, fingerprint: str) -> Path:
     """The file that is named (without a folder: one that ships with the project), or else the one made of these data."""
     if named is not None:
         return SHIPPED / named if Path(named).name == named else Path(named)
-    file = frozen_file(folder, data_name, fingerprint)
+    file = frozen_file(folder, spec, fingerprint)
     if not file.is_file():
         raise NotApplicable(
-            f"there is no frozen classifier of data={data_name} (make one: python -m src.train experiment=classifier "
-            f"data={data_name} ..., with the same data settings)"
+            f"there is no frozen classifier of data={spec.name} (make one: python -m src.train experiment=classifier "
+            f"data={spec.name} ..., with the same data settings)"
         )
     return file
 

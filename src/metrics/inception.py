@@ -28,6 +28,8 @@ from src.metrics.metric import HIGHER, Inputs, Reading, SampleMetric, Space
 __all__ = ["FID", "KID", "InceptionScore"]
 
 _FEATURE_DIM = 2048
+_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of the weights of 2015-12-05
+_LEAST_IMAGES = _FEATURE_DIM + 1  # for a covariance of full rank
 _BATCH_SIZE = 64  # 299x299 pixels want memory
 _RESIZE = {"resize": "299x299 bilinear as TensorFlow 1, grey repeated to 3 channels"}
 
@@ -57,7 +59,13 @@ class _Inception(Space):
             network = _load(self._weights)
         except Exception as error:  # network, file and format errors of many kinds: all mean "no weights"
             raise NotApplicable(f"the Inception weights cannot be loaded ({type(error).__name__}: {error})") from error
-        return _InceptionExtractor(network.to(inputs.device), _file_sha256(self._weights))
+        sha256 = _file_sha256(self._weights)
+        if sha256 != _SHA256:
+            raise NotApplicable(
+                f"metric.{self._metric}.weights are not Inception's of 2015-12-05: their SHA-256 is {sha256[:12]}..., not "
+                f"{_SHA256[:12]}..."
+            )
+        return _InceptionExtractor(network.to(inputs.device), sha256)
 
 
 class FID(SampleMetric):
@@ -81,8 +89,11 @@ class FID(SampleMetric):
         for name, value in inputs.store.get("inception_sums", inputs.reference, extractor, {}, reference).items():
             setattr(metric, name, value)
         features = inputs.features(images, extractor).features.double()
-        if min(len(features), inputs.reference.count) < 2:
-            raise NotApplicable("FID needs at least two images on each side")
+        if min(len(features), inputs.reference.count) < _LEAST_IMAGES:
+            raise NotApplicable(
+                f"{len(features)} and {inputs.reference.count} images are too few for the covariance of {_FEATURE_DIM} "
+                f"features; at least {_LEAST_IMAGES} are needed on each side (evaluation.num_samples=)"
+            )
         metric.update(features, real=False)
         return Reading(float(metric.compute()), len(features))
 

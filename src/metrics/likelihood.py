@@ -24,28 +24,29 @@ class LogLikelihood(Metric):
     """Mean exact log likelihood of a test example, in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        return _mean(inputs, _exact(inputs), 1.0, "nats", HIGHER)
+        return _mean(inputs, _exact(inputs), 1.0, "nats", HIGHER, _of_what(inputs))
 
 
 class BitsPerDim(Metric):
     """The exact log likelihood as bits per dimension of discrete data, -log p / (D ln 2); smaller is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        return _mean(inputs, _exact(inputs), _bits_per_nat(inputs), "bits/dim", LOWER)
+        return _mean(inputs, _exact(inputs), _bits_per_nat(inputs), "bits/dim", LOWER, _of_what(inputs))
 
 
 class Bound(Metric):
     """Mean lower bound of the log likelihood of a test example (for a VAE the ELBO), in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        return _mean(inputs, _bound(inputs), 1.0, "nats", HIGHER)
+        return _mean(inputs, _bound(inputs), 1.0, "nats", HIGHER, _of_what(inputs) | {"seed": inputs.seed})
 
 
 class BoundBitsPerDim(Metric):
     """The bound as bits per dimension of discrete data, -bound / (D ln 2); smaller is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        return _mean(inputs, _bound(inputs), _bits_per_nat(inputs), "bits/dim", LOWER)
+        protocol = _of_what(inputs) | {"seed": inputs.seed}
+        return _mean(inputs, _bound(inputs), _bits_per_nat(inputs), "bits/dim", LOWER, protocol)
 
 
 class TestLoss(Metric):
@@ -60,7 +61,7 @@ class TestLoss(Metric):
             terms = inputs.model.loss(batch, generator=noise)
             return {"value": terms.pop("loss"), **terms}
 
-        return _mean(inputs, of, 1.0, "objective", LOWER, {"objective": inputs.model.objective})
+        return _mean(inputs, of, 1.0, "objective", LOWER, {"objective": inputs.model.objective, "seed": inputs.seed})
 
 
 def _exact(inputs: Inputs) -> Of:
@@ -78,6 +79,11 @@ def _bound(inputs: Inputs) -> Of:
     return of
 
 
+def _of_what(inputs: Inputs) -> dict[str, Any]:
+    """p(x) and p(x given its class) are likelihoods of different things: the label alone is worth up to ln K nats."""
+    return {"of": "x given its class" if getattr(inputs.model, "is_conditional", False) else "x"}
+
+
 def _bits_per_nat(inputs: Inputs) -> float:
     """The factor from nats of an example to bits of one of its values; the sign turns a likelihood into a code length."""
     if inputs.spec.values.kind != DISCRETE:
@@ -86,14 +92,13 @@ def _bits_per_nat(inputs: Inputs) -> float:
     return -1 / (inputs.spec.num_dims * math.log(2))
 
 
-def _mean(
-    inputs: Inputs, of: Of, scale: float, unit: str, better: str, protocol: dict[str, Any] | None = None
-) -> Measurement:
+def _mean(inputs: Inputs, of: Of, scale: float, unit: str, better: str, protocol: dict[str, Any]) -> Measurement:
     """Mean of a per-example quantity over the test split, with its 95 % interval and the means of its parts.
 
     Args:
         of: terms `(B,)` of a batch: "value", and what it is made of.
         scale: factor of all of them.
+        protocol: what else the value depends on, for its card.
     """
     collected: dict[str, list[Tensor]] = {}
     start = 0
@@ -107,7 +112,7 @@ def _mean(
     num_bad = int((~values.isfinite()).sum())
     if num_bad:
         raise NotApplicable(f"{num_bad} of {len(values)} test examples have no finite value")
-    card = {"split": "test", "num_examples": len(values), "values": inputs.spec.values.kind, **(protocol or {})}
+    card = {"split": "test", "num_examples": len(values), "values": inputs.spec.values.kind, **protocol}
     means = {name: float(part.mean()) for name, part in terms.items()}
     parts = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return Measurement(float(values.mean()), unit, card, better, mean_interval(values), parts)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.intervals import mean_interval
+from src.metrics.intervals import mean_interval, wilson_interval
 from src.metrics.metric import HELD_OUT, HIGHER, NOISE, Inputs, Reading, SampleMetric, Space
 from src.metrics.neighbours import neighbour_radii, squared_distances
 
@@ -97,8 +97,12 @@ class Manifold(SampleMetric):
 
         of_reference = {"reference": inputs.reference.identity or id(inputs.reference)}
         values = inputs.store.get("prdc", images, extractor, settings | of_reference, all_four)[self._quantity]
-        is_over_samples = self._quantity in ("precision", "density")
-        return Reading(float(values.mean()), count, mean_interval(values) if is_over_samples else None)
+        interval = None
+        if self._quantity == "precision":
+            interval = wilson_interval(int(values.sum()), count)
+        elif self._quantity == "density":
+            interval = mean_interval(values)
+        return Reading(float(values.mean()), count, interval)
 
     def protocol(self) -> dict[str, Any]:
         return {"k": self._k, "reference_part": "as many as samples"}

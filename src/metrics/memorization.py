@@ -24,10 +24,9 @@ from src.metrics.intervals import wilson_interval
 from src.metrics.metric import HELD_OUT, ZERO, Finding, Inputs, Reading, SampleMetric, Space
 from src.metrics.neighbours import nearest_distances
 
-__all__ = ["CT", "Copying", "mann_whitney_z", "neighbour_ratio"]
+__all__ = ["CT", "Copying", "mann_whitney", "neighbour_ratio"]
 
 _NUM_NEIGHBOURS = 50
-_Z = 1.959964
 _CLEAR = 4.0  # standard errors from the null: a chance of 1 in 30,000
 
 
@@ -37,10 +36,11 @@ def neighbour_ratio(distances: Tensor) -> Tensor:
     return torch.where(nearest == 0, torch.zeros_like(nearest), nearest / others)
 
 
-def mann_whitney_z(x: Tensor, y: Tensor) -> float:
-    """The z-score of U = number of pairs with x_i > y_j (ties count a half), under the null that both are alike.
+def mann_whitney(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Share of pairs with x_i > y_j (ties count a half), and its z-score under the null that both are alike.
 
-    Negative if x `(N,)` tends to be smaller than y `(M,)`. The variance is corrected for ties; 0 if all values are equal.
+    Below one half, and negative, if x `(N,)` tends to be smaller than y `(M,)`. The variance is corrected for ties; the
+    score is 0 if all values are equal.
     """
     n, m = len(x), len(y)
     both, inverse, ties = torch.cat([x, y]).double().unique(return_inverse=True, return_counts=True)
@@ -50,25 +50,27 @@ def mann_whitney_z(x: Tensor, y: Tensor) -> float:
     total = n + m
     tied = float((ties.double().pow(3) - ties.double()).sum()) / (total * (total - 1))
     variance = n * m / 12 * (total + 1 - tied)
-    return 0.0 if len(both) == 1 else (u - n * m / 2) / math.sqrt(variance)
+    return u / (n * m), 0.0 if len(both) == 1 else (u - n * m / 2) / math.sqrt(variance)
 
 
 class _ToTraining(SampleMetric):
     beside = (HELD_OUT,)
+    judges_by_held_out = True
 
     def _distances(self, images: ImageSet, inputs: Inputs, extractor: Extractor, count: int) -> Tensor:
         """Distances `(N, k)` of the first `count` images to their nearest training images."""
         reference = inputs.reference
+        most = self._count(images, inputs, extractor)
         k = min(_NUM_NEIGHBOURS, inputs.features(reference, extractor).count)
         if k < 3:
             raise NotApplicable(f"{k} training images are too few to have neighbours")
 
         def make() -> dict[str, Tensor]:
             x, y = (inputs.features(some, extractor).features for some in (images, reference))
-            return {"distances": nearest_distances(x[:count].to(inputs.device), y.to(inputs.device), k).cpu()}
+            return {"distances": nearest_distances(x[:most].to(inputs.device), y.to(inputs.device), k).cpu()}
 
-        settings = {"reference": reference.identity or id(reference), "k": k, "count": count}
-        return inputs.store.get("nearest", images, extractor, settings, make)["distances"]
+        settings = {"reference": reference.identity or id(reference), "k": k, "count": most}
+        return inputs.store.get("nearest", images, extractor, settings, make)["distances"][:count]
 
     def _count(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> int:
         """As many images as there are held-out ones to compare with."""
@@ -106,6 +108,8 @@ class Copying(_ToTraining):
     def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
         held_out = inputs.need_held_out()
         count = self._count(images, inputs, extractor)
+        if count < 1 / self._quantile:
+            raise NotApplicable(f"{count} held-out images are too few for their {self._quantile:g} quantile")
         ratio, honest = (
             neighbour_ratio(self._distances(some, inputs, extractor, count).double()) for some in (images, held_out)
         )
@@ -131,22 +135,28 @@ class Copying(_ToTraining):
 class CT(_ToTraining):
     """C_T with classes as cells, weighted by the classes of the held-out images.
 
+    Samples that are a little nearer to the training images than unseen real ones need not be copies: smooth images are, and
+    where training and test set are not quite alike, even further real images are. So the alarm needs a large effect besides
+    a clear score; a few copies among many samples are for `Copying` to find.
+
     Args:
-        space: where distances are measured; its classifier gives the cells.
+        space: where distances are measured; the domain classifier gives the cells.
         min_cell: a class with fewer samples, or fewer held-out images, is left out.
-        min_effect: an alarm also needs that a sample is nearer (or farther) than a held-out image with a probability that
-            is so far from one half. Without it many samples would make every small difference an alarm.
+        copying_effect: how far the probability that a sample is farther than a held-out image must be below one half.
+        underfit_effect: how far it must be above one half.
     """
 
     unit = "z"
     better = ZERO
 
-    def __init__(self, space: Space, min_cell: int, min_effect: float) -> None:
+    def __init__(self, space: Space, min_cell: int, copying_effect: float, underfit_effect: float) -> None:
         super().__init__(space)
         require_at_least("metric.c_t.min_cell", min_cell, 2)
-        require_at_least("metric.c_t.min_effect", min_effect, 0)
+        require_at_least("metric.c_t.copying_effect", copying_effect, 0)
+        require_at_least("metric.c_t.underfit_effect", underfit_effect, 0)
         self._min_cell = min_cell
-        self._min_effect = min_effect
+        self._copying_effect = copying_effect
+        self._underfit_effect = underfit_effect
 
     def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
         held_out = inputs.need_held_out()
@@ -157,32 +167,32 @@ class CT(_ToTraining):
         for cell in honest_classes.unique():
             x, y = near[classes == cell], honest[honest_classes == cell]
             if min(len(x), len(y)) >= self._min_cell:
-                z = mann_whitney_z(x, y)
+                share, z = mann_whitney(x, y)
                 scores.append(z)
                 weights.append(float(len(y)))
-                effects.append(z * math.sqrt((len(x) + len(y) + 1) / (12 * len(x) * len(y))))
+                effects.append(share - 0.5)
         if not scores:
             raise NotApplicable(f"no class has {self._min_cell} samples and {self._min_cell} held-out images")
         weight = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-        value = float((weight * torch.tensor(scores, dtype=torch.float64)).sum())
-        spread = float(weight.square().sum().sqrt())  # of a weighted mean of independent N(0, 1)
         parts = {
-            "null_standard_deviation": spread,
+            "null_standard_deviation": float(weight.square().sum().sqrt()),  # of a weighted mean of independent N(0, 1)
             "effect": float((weight * torch.tensor(effects, dtype=torch.float64)).sum()),
             "num_cells": float(len(scores)),
         }
-        return Reading(value, count, (value - _Z * spread, value + _Z * spread), parts)
+        return Reading(float((weight * torch.tensor(scores, dtype=torch.float64)).sum()), count, parts=parts)
 
     def protocol(self) -> dict[str, Any]:
         return {"cells": "classes read", "min_cell": self._min_cell}
 
     def finding(self, reading: Reading, null: Reading | None) -> Finding:
+        effect = reading.parts["effect"]
         is_clear = abs(reading.value) > _CLEAR * reading.parts["null_standard_deviation"]
-        is_large = abs(reading.parts["effect"]) > self._min_effect
-        if not (is_clear and is_large):
-            return Finding(f"as near to training images as unseen real ones (C_T {reading.value:+.1f})", None)
-        side, alarm = ("nearer to", "copying") if reading.value < 0 else ("farther from", "underfit")
-        return Finding(f"{side} training images than unseen real ones (C_T {reading.value:+.1f})", alarm)
+        score = f"(C_T {reading.value:+.1f}" + (f", null {null.value:+.1f})" if null else ")")
+        if is_clear and effect < -self._copying_effect:
+            return Finding(f"much nearer to training images than unseen real ones {score}", "copying")
+        if is_clear and effect > self._underfit_effect:
+            return Finding(f"farther from training images than unseen real ones {score}", "underfit")
+        return Finding(f"about as near to training images as unseen real ones {score}", None)
 
 
 def _reweighted(values: Tensor, classes: Tensor, target_classes: Tensor) -> float:

@@ -20,6 +20,7 @@ __all__ = [
     "HIGHER",
     "LOWER",
     "NOISE",
+    "QUANTISATION",
     "UNTRAINED",
     "ZERO",
     "Finding",
@@ -34,6 +35,7 @@ __all__ = [
 
 LOWER, HIGHER, ZERO = "lower", "higher", "zero"  # which values of a metric are better: ZERO is "near zero"
 HELD_OUT, NOISE, UNTRAINED = "held_out", "noise", "untrained"  # the reference rows
+QUANTISATION = "clamped and rounded to 0 .. 255"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Inputs:
         anchors: image sets measured beside the samples, by name.
         classifier: gives the domain classifier, or raises `NotApplicable`.
         store: what was computed before.
+        unseen: further real images that were held out, for metrics that already judge by the held-out ones; None if there
+            are none.
     """
 
     model: nn.Module
@@ -120,6 +124,7 @@ class Inputs:
     anchors: dict[str, ImageSet]
     classifier: Callable[[], Extractor]
     store: Store
+    unseen: ImageSet | None = None
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
@@ -170,6 +175,7 @@ class SampleMetric(Metric):
     unit = "1"
     better: str | None = LOWER
     beside: tuple[str, ...] = (HELD_OUT, NOISE, UNTRAINED)  # the reference rows it is measured on
+    judges_by_held_out = False  # True: its held-out row is of further held-out images, since these are its yardstick
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -195,16 +201,22 @@ class SampleMetric(Metric):
         extractor = self.extractor(inputs)
         reading = self.of(generated, inputs, extractor)
         anchors: dict[str, Reading | NotApplicable] = {}
+        rows = dict(inputs.anchors)
+        if self.judges_by_held_out:
+            rows.pop(HELD_OUT, None)
+            rows |= {} if inputs.unseen is None else {HELD_OUT: inputs.unseen}
         for name in self.beside:
-            if name in inputs.anchors:
+            if name in rows:
                 try:
-                    anchors[name] = self.of(inputs.anchors[name], inputs, extractor)
+                    anchors[name] = self.of(rows[name], inputs, extractor)
                 except NotApplicable as reason:
                     anchors[name] = reason
         null = anchors.get(HELD_OUT)
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
+            "quantisation": QUANTISATION,
+            "seed": inputs.seed,
             "num_samples": reading.count,
             "num_reference": inputs.reference.count,
             "reference_split": "train",

@@ -7,6 +7,7 @@ References:
     Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761; Lin et al. 2018 (PacGAN), arXiv:1712.04086: both quantities.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from src.core.errors import NotApplicable, UserError, require_at_least
 from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import HELD_OUT, HIGHER, NOISE, Finding, Inputs, Reading, SampleMetric, Space
 
-__all__ = ["ClassKL", "ModesCovered", "histogram_kl"]
+__all__ = ["ClassKL", "ModesCovered", "histogram_kl", "poisson_cdf"]
+
+_RARE = 1e-4  # the chance of a false alarm
 
 
 def histogram_kl(counts: Tensor, reference_counts: Tensor) -> Tensor:
@@ -25,6 +28,11 @@ def histogram_kl(counts: Tensor, reference_counts: Tensor) -> Tensor:
     smoothed = reference_counts.double() + 0.5
     q = smoothed / smoothed.sum()
     return torch.special.xlogy(p, p / q).sum().clamp(min=0)
+
+
+def poisson_cdf(counts: Tensor, means: Tensor) -> Tensor:
+    """P(X <= count) of Poisson variables, `(K,)` float64, from counts and means `(K,)`."""
+    return torch.special.gammaincc(counts.double() + 1, means.double())
 
 
 class _Histogram(SampleMetric):
@@ -63,9 +71,12 @@ class ModesCovered(_Histogram):
         is_mode = reference > 0
         share, reference_share = (c.double() / c.sum() for c in (counts, reference))
         is_reached = is_mode & (share >= self._min_share * reference_share)
+        # by chance: so few draws, or fewer, of a class that has its share of the training images
+        chance = poisson_cdf(counts, reference_share * counts.sum())
+        is_missing = is_mode & ~is_reached & (chance < _RARE / len(counts))
         parts = {"of": float(is_mode.sum())}
         names = inputs.spec.class_names
-        parts |= {f"missing_{names[i]}": float(share[i]) for i in (is_mode & ~is_reached).nonzero().flatten().tolist()}
+        parts |= {f"missing_{names[i]}": float(share[i]) for i in is_missing.nonzero().flatten().tolist()}
         return Reading(float(is_reached.sum()), int(counts.sum()), parts=parts)
 
     def protocol(self) -> dict[str, Any]:
@@ -74,6 +85,8 @@ class ModesCovered(_Histogram):
     def finding(self, reading: Reading, null: Reading | None) -> Finding:
         missing = [name.removeprefix("missing_") for name in reading.parts if name.startswith("missing_")]
         which = f" (missing: {', '.join(missing)})" if missing else ""
+        if not missing and reading.value < reading.parts["of"]:
+            which = f" (in {reading.count:,} samples, too few to call a class missing)"
         words = f"{reading.value:.0f} of {reading.parts['of']:.0f} modes{which}"
         return Finding(words, "modes" if missing else None)
 
@@ -83,7 +96,8 @@ class ClassKL(_Histogram):
 
     Args:
         space: gives the classifier.
-        alarm_above: a divergence above it, and above three times that of held-out images, raises the alarm.
+        alarm_above: a divergence above it, above three times that of held-out images, and too large to be the luck of the
+            draw (2 N KL is about chi-square with K - 1 degrees of freedom), raises the alarm.
     """
 
     unit = "nats"
@@ -95,12 +109,22 @@ class ClassKL(_Histogram):
 
     def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
         counts, reference = self._counts(images, inputs, extractor)
-        return Reading(float(histogram_kl(counts, reference)), int(counts.sum()))
+        num_samples, num_classes = int(counts.sum()), int((reference > 0).sum())
+        by_luck = _chi_square_quantile(max(1, num_classes - 1)) / (2 * num_samples)
+        return Reading(float(histogram_kl(counts, reference)), num_samples, parts={"at_most_by_luck": by_luck})
 
     def protocol(self) -> dict[str, Any]:
         return {"histogram": "classes read, half a count added to the reference"}
 
     def finding(self, reading: Reading, null: Reading | None) -> Finding:
         beside = f" (null {null.value:.2g})" if null else ""
-        is_off = reading.value > max(self._alarm_above, 3 * null.value if null else 0)
+        least = max(self._alarm_above, 3 * null.value if null else 0, reading.parts["at_most_by_luck"])
+        is_off = reading.value > least
         return Finding(f"class histogram off by {reading.value:.2g} nats{beside}", "modes" if is_off else None)
+
+
+@cache
+def _chi_square_quantile(degrees_of_freedom: int) -> float:
+    from scipy.stats import chi2  # slow to import
+
+    return float(chi2.isf(_RARE, degrees_of_freedom))

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from src.core.errors import NotApplicable
 from src.core.protocols import CanReconstruct
 from src.metrics.intervals import mean_interval
-from src.metrics.metric import HIGHER, LOWER, Inputs, Measurement, Metric, require
+from src.metrics.metric import HIGHER, LOWER, QUANTISATION, Inputs, Measurement, Metric, require
 
 __all__ = ["PSNR", "SSIM", "ReconstructionError"]
 
@@ -25,7 +25,7 @@ class ReconstructionError(Metric):
     """Mean squared error of one value of a test example, in squared data units (images span 2 units)."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        errors = _each(inputs, lambda x, rebuilt: (rebuilt - x).double().square().flatten(1).mean(1))
+        errors = _each(inputs, lambda x, rebuilt: (rebuilt - x).cpu().double().square().flatten(1).mean(1))
         return Measurement(float(errors.mean()), "data units^2", _card(inputs, errors), LOWER, mean_interval(errors))
 
 
@@ -41,7 +41,7 @@ class PSNR(Metric):
         if error == 0:
             raise NotApplicable("every test image is rebuilt exactly, so the ratio has no upper end")
         interval = mean_interval(errors)
-        card = {**_card(inputs, errors), "mean_over": "squared errors"}
+        card = {**_card(inputs, errors), "quantisation": QUANTISATION, "mean_over": "squared errors"}
         return Measurement(
             _decibels(error),
             "dB",
@@ -70,7 +70,8 @@ class SSIM(Metric):
             return found.reshape(len(x))
 
         values = _each(inputs, _on_bytes(inputs, similarity))
-        return Measurement(float(values.mean()), "1", _card(inputs, values), HIGHER, mean_interval(values))
+        card = {**_card(inputs, values), "quantisation": QUANTISATION}
+        return Measurement(float(values.mean()), "1", card, HIGHER, mean_interval(values))
 
 
 def _each(inputs: Inputs, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

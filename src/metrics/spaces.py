@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.core.errors import NotApplicable, require_at_least
-from src.metrics.features import Extractor
+from src.core.rng import derive_seed
+from src.metrics.features import Extractor, ImageSet
 from src.metrics.frechet import gaussian_of
 from src.metrics.metric import Inputs, Space
 
@@ -54,7 +55,7 @@ class PrincipalComponents(Space):
         settings = {"num_components": self._num_components, "max_side": _MAX_SIDE, "max_fitted": _MAX_FITTED}
 
         def make() -> dict[str, Tensor]:
-            x = inputs.reference_part(_SmallPixelExtractor(), _MAX_FITTED)
+            x = _some_of(inputs.reference, _MAX_FITTED)
             if len(x) < 2:
                 raise NotApplicable(f"principal components need at least two training images, not {len(x)}")
             mean, cov = gaussian_of(x)
@@ -67,6 +68,18 @@ class PrincipalComponents(Space):
         return _ComponentExtractor(found["mean"], found["components"], hashlib.sha256(key.encode()).hexdigest())
 
 
+def _some_of(images: ImageSet, count: int) -> Tensor:
+    """Small pixels of a random part of the images, always the same; of all of them if they are fewer."""
+    order = torch.randperm(images.count, generator=torch.Generator().manual_seed(derive_seed(0, 5)))
+    is_chosen = torch.zeros(images.count, dtype=torch.bool)
+    is_chosen[order[:count]] = True
+    parts, start = [], 0
+    for batch, _ in images.batches():
+        parts.append(_small_pixels(batch[is_chosen[start : start + len(batch)]]))
+        start += len(batch)
+    return torch.cat(parts)
+
+
 class _PixelExtractor(Extractor):
     name, sha256, is_worth_keeping = "pixels", "none", False
 
@@ -74,17 +87,13 @@ class _PixelExtractor(Extractor):
         return images.flatten(1).cpu(), torch.zeros(len(images), 0)
 
 
-class _SmallPixelExtractor(Extractor):
-    """Pixels in [-1, 1] of images averaged down to at most 32x32."""
-
-    name, sha256, is_worth_keeping = f"pixels of at most {_MAX_SIDE}x{_MAX_SIDE}", "none", False
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.cpu().float().div(127.5).sub(1)
-        height, width = x.shape[2:]
-        if max(height, width) > _MAX_SIDE:
-            x = F.adaptive_avg_pool2d(x, (min(height, _MAX_SIDE), min(width, _MAX_SIDE)))
-        return x.flatten(1), torch.zeros(len(x), 0)
+def _small_pixels(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1] `(B, D)` of images averaged down to at most 32x32."""
+    x = images.cpu().float().div(127.5).sub(1)
+    height, width = x.shape[2:]
+    if max(height, width) > _MAX_SIDE:
+        x = F.adaptive_avg_pool2d(x, (min(height, _MAX_SIDE), min(width, _MAX_SIDE)))
+    return x.flatten(1)
 
 
 class _ComponentExtractor(Extractor):
@@ -94,5 +103,4 @@ class _ComponentExtractor(Extractor):
         self._mean, self._components = mean, components
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x, no_logits = _SmallPixelExtractor()(images)
-        return (x - self._mean) @ self._components, no_logits
+        return (_small_pixels(images) - self._mean) @ self._components, torch.zeros(len(images), 0)

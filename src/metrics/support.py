@@ -39,6 +39,7 @@ class EffectiveSupport(SampleMetric):
     unit = "images"
     better = None  # once it is that of real images, more is no better
     beside = (HELD_OUT,)
+    judges_by_held_out = True
 
     def __init__(self, space: Space, quantile: float) -> None:
         super().__init__(space)

@@ -81,7 +81,7 @@ class FreezeClassifier(L.Callback):
 
     def _file(self, trainer: L.Trainer) -> Path:
         data = trainer.datamodule
-        return self._given or frozen_file(self._folder, data.spec.name, data.arrays.fingerprint)
+        return self._given or frozen_file(self._folder, data.spec, data.arrays.fingerprint)
 
     @torch.no_grad()
     def _accuracy(self, trainer: L.Trainer, pl_module: TrainingModule) -> float:

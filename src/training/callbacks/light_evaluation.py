@@ -23,7 +23,7 @@ class LightEvaluation(L.Callback):
         measure: called with a model, a number of samples and names of metrics; gives values by name, findings in words.
         every_n_validations: how often.
         num_samples: drawn each time.
-        metrics: names of those that are measured, among those that the run measures at its end.
+        metrics: names of those that are measured, among those that the run measures at its end; none turns it off.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class LightEvaluation(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._num_validations += 1
-        if self._num_validations % self._every_n_validations or not trainer.is_global_zero:
+        is_due = self._metrics and self._num_validations % self._every_n_validations == 0
+        if not is_due or not trainer.is_global_zero:
             return
         with pl_module.averaged_weights():
             values, findings = self._measure(pl_module.model, self._num_samples, self._metrics)
