@@ -23,7 +23,15 @@ from src.metrics.store import Store
 from src.runs import Run
 from src.training.weights import load_weights
 
-__all__ = ["evaluate_run", "light_measure", "load_data", "load_model", "load_spec", "load_trained_model"]
+__all__ = [
+    "evaluate_run",
+    "light_measure",
+    "load_data",
+    "load_model",
+    "load_spec",
+    "load_trained_model",
+    "require_classifier_settings",
+]
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +130,21 @@ def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:
     return measure
 
 
+def require_classifier_settings(config: DictConfig) -> None:
+    """Raise `UserError` for settings of the frozen classifier that are none."""
+    settings = config.evaluation.get("classifier")
+    if not isinstance(settings, DictConfig) or not {"file", "sha256"} <= set(settings):
+        raise UserError("evaluation.classifier must have the keys file and sha256 (a run of an older version has others)")
+
+
 def _store(config: DictConfig) -> Store:
     return Store(Path(config.data.cache) / "statistics")
 
 
 def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Callable[[], Extractor]:
     """Gives the frozen classifier of the data on a device, or raises `NotApplicable` with the reason why there is none."""
-    settings, spec = config.evaluation.get("classifier"), data.spec
-    if not isinstance(settings, DictConfig) or not {"file", "sha256"} <= set(settings):
-        raise UserError("evaluation.classifier must have the keys file and sha256 (a run of an older version has others)")
+    require_classifier_settings(config)
+    settings, spec = config.evaluation.classifier, data.spec
 
     def load() -> Extractor:
         if not spec.num_classes:

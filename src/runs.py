@@ -62,14 +62,27 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
-        """A finished or running run; raises `UserError` if the directory is none."""
+    def reopen(cls, path: Path) -> "Run":
+        """A run that ended early, to go on with; refuses one that is done, and one that another process works on."""
+        run = cls.open(path, "resume")
+        status = run.status()
+        if status["status"] == "done":
+            raise UserError(f"resume={path}: the run is done; nothing is left to do")
+        if status["status"] == "running" and status.get("host") == platform.node() and _is_alive(status.get("pid")):
+            raise UserError(f"resume={path}: the run is running, as process {status['pid']}")
+        run.checkpoint("last")
+        run.set_status("running")
+        return run
+
+    @classmethod
+    def open(cls, path: Path, key: str = "run") -> "Run":
+        """A finished or running run; raises `UserError` if the directory, given as `key=`, is none."""
         run = cls(path)
         if not path.is_dir():
-            raise UserError(f"run={path} does not exist; give the directory of a run, as in run=outputs/digits/vae/...")
+            raise UserError(f"{key}={path} does not exist; give the directory of a run, as in {key}=outputs/digits/vae/...")
         missing = [name for name in ("config.yaml", "status.json") if not (path / name).is_file()]
         if missing:
-            raise UserError(f"run={path} is not a run directory (it has no {missing[0]})")
+            raise UserError(f"{key}={path} is not a run directory (it has no {missing[0]})")
         return run
 
     @property
@@ -127,6 +140,8 @@ class Run:
     def set_status(self, status: str, reason: str | None = None) -> None:
         """Record "running", "done", "failed" or "interrupted", with the reason of a failure."""
         entry = {"status": status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        if status == "running":
+            entry |= {"host": platform.node(), "pid": str(os.getpid())}
         _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
 
     def results(self) -> dict[str, Any] | None:
@@ -160,6 +175,19 @@ class Run:
             "seed": seed,
         }
         _write_json(self.path / "environment.json", environment)
+
+
+def _is_alive(pid: str | None) -> bool:
+    """Whether a process of this machine runs, other than this one."""
+    if pid is None or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

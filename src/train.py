@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.cli import CONF, run_entry_point
 from src.console import leave_log_file
@@ -14,11 +14,14 @@ from src.runs import Run
 
 log = logging.getLogger(__name__)
 
+_RESUMABLE = ("trainer.max_epochs", "trainer.max_steps", "loader.num_workers")
 _OWN_CALLBACKS = ("progress", "pictures", "checkpoint", "light_evaluation")  # they are given more than their settings
 
 
 def train(config: DictConfig) -> None:
     """One run: fit, evaluate, write down; its status says how it ended."""
+    if config.resume is not None:
+        return _resume(config, list(HydraConfig.get().overrides.task))
     choices = HydraConfig.get().runtime.choices
     with open_dict(config):
         config.name = {"model": choices.model, "data": choices.data}  # for messages and readers of the run
@@ -28,14 +31,33 @@ def train(config: DictConfig) -> None:
         leave_log_file()  # it belongs to the run that is there
         raise
     log.info(f"model={choices.model} on data={choices.data}; the run lies in {run.shown}")
+    return _to_the_end(config, run, checkpoint=None)
+
+
+def _resume(given: DictConfig, overrides: list[str]) -> None:
+    """Go on with a run where its last checkpoint is, with its own config; the command line may only lengthen it."""
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides} - {"resume"}
+    if others := sorted(keys - set(_RESUMABLE)):
+        allowed = ", ".join(_RESUMABLE)
+        raise UserError(f"{others[0]} may change the result of the run that is resumed; allowed beside resume=: {allowed}")
+    run = Run.reopen(Path(given.resume))
+    config = run.config()
+    for key in keys:
+        OmegaConf.update(config, key, OmegaConf.select(given, key))
+    checkpoint = run.checkpoint("last")
+    log.info(f"going on with model={config.name.model} on data={config.name.data} in {run.shown}")
+    return _to_the_end(config, run, checkpoint)
+
+
+def _to_the_end(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     try:
-        _train(config, run)
+        _train(config, run, checkpoint)
     except Exception as error:
         run.set_status("failed", f"{type(error).__name__}: {error}")
         raise
     except BaseException:  # Ctrl-C, or Lightning's exit after it
         run.set_status("interrupted")
-        log.info(f"interrupted: the run lies in {run.shown}")
+        log.info(f"interrupted; to go on: python -m src.train resume={run.shown}")
         raise
     run.set_status("done")
     log.info(f"done: the run lies in {run.shown}")
@@ -48,14 +70,14 @@ def train(config: DictConfig) -> None:
     log.info(f"  compare        python -m src.compare {run.shown} OTHER_RUN")
 
 
-def _train(config: DictConfig, run: Run) -> None:
+def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     import lightning as L
     from rich import get_console
 
     from src.build import build, plain
     from src.evaluation.protocol import require_protocol
     from src.evaluation.results import scalars, to_markdown
-    from src.experiment import evaluate_run, light_measure, load_data, load_model
+    from src.experiment import evaluate_run, light_measure, load_data, load_model, require_classifier_settings
     from src.training.callbacks.dashboard import Dashboard
     from src.training.final_metrics import log_final_metrics, log_hyper_parameters
     from src.training.fit import make_trainer, make_training_module
@@ -67,6 +89,7 @@ def _train(config: DictConfig, run: Run) -> None:
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
     require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
+    require_classifier_settings(config)
     run.require_checkpoint_name(config.evaluation.checkpoint)
     model = load_model(config, data.spec)
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
@@ -80,14 +103,31 @@ def _train(config: DictConfig, run: Run) -> None:
         *(build(node) for name, node in config.callback.items() if name not in _OWN_CALLBACKS),
     ]
     loggers = [build(node)(save_dir=run.path) for node in config.logger.values()]
+    if checkpoint is not None:
+        _go_on_logging(loggers, checkpoint)
     trainer = make_trainer(default_root_dir=run.path, callbacks=callbacks, logger=loggers, **build(config.trainer))
     module = make_training_module(model, build(config.optim), build(config.training), config.seed)
     run.write_environment(config.seed, str(trainer.strategy.root_device))
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     results = evaluate_run(run, data, config)
     log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
     log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)
+
+
+def _go_on_logging(loggers: list[Any], checkpoint: Path) -> None:
+    """TensorBoard forgets what the run logged after its checkpoint, since those steps are done again; a CSV file is put
+    aside, since Lightning begins it anew."""
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["progress"]["step"]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step + 1
+        table = Path(logger.log_dir or "") / "metrics.csv"
+        if table.is_file():
+            table.rename(table.with_name(f"metrics_until_step_{step}.csv"))
 
 
 def _hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,13 +144,18 @@ def _quiet_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # none are needed: see conf/loader
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # the data module is
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # ours is in `training:`
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # lightning 2.6 on torch 2.14
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)
 
 
 def _check(config: DictConfig) -> None:
-    known = [file.stem for file in (CONF / "metric").glob("*.yaml")]
+    if config.resume is not None:
+        Run.open(Path(config.resume), "resume")
+    known = [file.stem for file in (CONF / "metric").glob("*.yaml") if file.stem != "default"]
+    if "light_evaluation" not in config.callback:
+        raise UserError("callback.light_evaluation is needed; callback.light_evaluation.metrics=[] turns it off")
     for name in config.callback.light_evaluation.metrics or ():
         if name not in known:
             raise UserError(

@@ -518,7 +518,7 @@ def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache):
     run = Run.open(tmp_path / "run")
     assert code != 0
     assert run.status()["status"] == "interrupted"
-    assert "interrupted: the run lies in" in (tmp_path / "said").read_text()
+    assert f"interrupted; to go on: python -m src.train resume={tmp_path / 'run'}" in (tmp_path / "said").read_text()
     assert "Traceback" not in (tmp_path / "said").read_text()
     assert torch.load(run.checkpoint("last"), weights_only=True)["progress"]["step"] > 0
 

@@ -50,13 +50,29 @@ class ArrayData(L.LightningDataModule):
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._seed = seed
+        self._train_sampler: _ShuffledDraws | None = None
+        self._place: dict[str, int] | None = None  # where the training goes on
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         num_examples = len(self.arrays.splits["train"])
         batch_size = min(self._batch_size, num_examples // world_size)
         sampler = _ShuffledDraws(num_examples, batch_size, derive_seed(self._seed, 1), rank, world_size)
+        if self._place is not None:
+            sampler.go_on(**self._place)
+            self._place = None
+        self._train_sampler = sampler
         return self._loader("train", sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the training data, for a checkpoint: what was trained on, whatever workers have gathered ahead."""
+        if self.trainer is None or self._train_sampler is None:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": self._train_sampler.epoch, "batches_done": done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._place = state_dict or None
 
     def val_dataloader(self) -> DataLoader:
         return self.held_out_loader("val")
@@ -141,21 +157,28 @@ class _ShuffledDraws(Sampler):
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._epoch = 0
+        self.epoch = 0
+        self._first_batch = 0  # of the next pass; later ones start at 0
+
+    def go_on(self, epoch: int, batches_done: int) -> None:
+        """Begin the next pass behind so many batches of an epoch; behind all of them is at the start of the next one."""
+        epochs, self._first_batch = divmod(batches_done, len(self))
+        self.epoch = epoch + epochs
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self._epoch = epoch
+        """Called by Lightning before each epoch; for a resumed one with workers too late, they have gathered by then."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._num_examples // (self._batch_size * self._world_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        shuffle = torch.Generator().manual_seed(derive_seed(self._seed, self._epoch))
+        shuffle = torch.Generator().manual_seed(derive_seed(self._seed, self.epoch))
         order = torch.randperm(self._num_examples, generator=shuffle)
-        for i in range(len(self)):
+        first_batch, self._first_batch = self._first_batch, 0
+        for i in range(first_batch, len(self)):
             first = (i * self._world_size + self._rank) * self._batch_size
-            yield Draw(self._epoch, order[first : first + self._batch_size])
+            yield Draw(self.epoch, order[first : first + self._batch_size])
 
 
 class _OrderedDraws(Sampler):

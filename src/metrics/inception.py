@@ -79,6 +79,11 @@ class FID(SampleMetric):
         super().__init__(_Inception("fid", weights, download))
 
     def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
+        if min(images.count, inputs.reference.count) < _LEAST_IMAGES:
+            raise NotApplicable(
+                f"{images.count} and {inputs.reference.count} images are too few for the covariance of {_FEATURE_DIM} "
+                f"features; at least {_LEAST_IMAGES} are needed on each side (evaluation.num_samples=)"
+            )
         metric = FrechetInceptionDistance(feature=_Given(), reset_real_features=False, sync_on_compute=False)
         sums = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # torchmetrics' names
 
@@ -89,11 +94,6 @@ class FID(SampleMetric):
         for name, value in inputs.store.get("inception_sums", inputs.reference, extractor, {}, reference).items():
             setattr(metric, name, value)
         features = inputs.features(images, extractor).features.double()
-        if min(len(features), inputs.reference.count) < _LEAST_IMAGES:
-            raise NotApplicable(
-                f"{len(features)} and {inputs.reference.count} images are too few for the covariance of {_FEATURE_DIM} "
-                f"features; at least {_LEAST_IMAGES} are needed on each side (evaluation.num_samples=)"
-            )
         metric.update(features, real=False)
         return Reading(float(metric.compute()), len(features))
 

@@ -42,6 +42,12 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0.0) + weight * number
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"sums": self._sums, "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
+
     def take(self) -> dict[str, float]:
         """The means so far; starts anew."""
         means = {name: total / self._weights[name] for name, total in self._sums.items()}

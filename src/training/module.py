@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -65,6 +66,7 @@ class TrainingModule(L.LightningModule, ABC):
         self._gradient_clip_norm = gradient_clip_norm
         self._noise = StreamNoise(seed)
         self._stride_meter, self._epoch_meter, self._val_meter = Meter(), Meter(), Meter()
+        self._meters = (self._stride_meter, self._epoch_meter, self._val_meter)
         self._stride_start = (0.0, 0)  # time in seconds, examples seen
         self._val_examples = 0  # in this validation so far
 
@@ -110,11 +112,16 @@ class TrainingModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"step": self.step, "examples_seen": self.examples_seen}
         checkpoint["noise"] = self._noise.state_dict()
+        checkpoint["meters"] = [meter.state_dict() for meter in self._meters]
+        checkpoint["torch_rng"] = torch.get_rng_state()  # of what draws from it all the same, as dropout
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["progress"]["step"]
         self.examples_seen = checkpoint["progress"]["examples_seen"]
         self._noise.load_state_dict(checkpoint["noise"])
+        for meter, state in zip(self._meters, checkpoint["meters"], strict=True):
+            meter.load_state_dict(state)
+        torch.set_rng_state(checkpoint["torch_rng"])
 
     def _reduce(self, terms: Terms, prefix: str = "") -> tuple[Tensor, dict[str, float]]:
         """Mean loss and all means under their log names; stops the run if one is not finite."""

@@ -1,40 +1,81 @@
 """Checkpoints: the last one and the best one, written beside and renamed, so that a killed run keeps a whole one."""
 
+import logging
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from src.core.errors import UserError
+from src.core.errors import UserError, require_at_least
 from src.core.protocols import Trainable
 from src.training.module import TrainingModule
 
 __all__ = ["LastAndBest"]
 
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; the end of a machine's time; Slurm's warning of it
+
 
 class LastAndBest(L.Callback):
     """Writes `last.ckpt` after every validation and at the end, and `best.ckpt` when the monitored quantity falls.
 
+    It also writes the last one as time goes by, and when the process is asked to end: by Ctrl-C, SIGTERM or SIGUSR1, after
+    the step that is running. Then the training ends, to be resumed later. (Lightning's own checkpoints by time never come
+    with two optimizers.)
+
     Args:
         directory: where the checkpoints go.
+        every_minutes: the longest time without one; None for no such limit.
         monitor: a quantity of the validation, the smaller the better; where the model has no such quantity (a GAN has no
             loss that falls as it gets better) there is no best checkpoint.
     """
 
-    def __init__(self, directory: Path, monitor: str) -> None:
+    def __init__(self, directory: Path, monitor: str, every_minutes: float | None) -> None:
+        require_at_least("callback.checkpoint.every_minutes", every_minutes, 0)
         self._directory = directory
         self._monitor = monitor
+        self._every_minutes = every_minutes
+        self._saved_at = time.monotonic()
+        self._asked_by: str | None = None  # the signal
+        self._handlers: dict[signal.Signals, Any] = {}  # those that were there before
         self._best: float | None = None
         self._is_due = False
         self._saved_at_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            self._handlers = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        is_time = self._every_minutes is not None and minutes >= self._every_minutes
+        if not (is_time or self._asked_by) or trainer.is_last_batch:  # what follows the last batch belongs to its step
+            return
+        self._save_last(trainer, pl_module)
+        self._end_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._is_due = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        if not self._is_due:
-            return
-        self._is_due = False
+        if self._is_due:
+            self._is_due = False
+            self._save_validated(trainer, pl_module)
+        elif self._asked_by:
+            self._save_last(trainer, pl_module)
+        self._end_if_asked(trainer)
+
+    def _save_validated(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         value = trainer.callback_metrics.get(self._monitor)
         if value is None and isinstance(pl_module.model, Trainable):
             self._require_known_monitor(trainer)
@@ -53,6 +94,17 @@ class LastAndBest(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best"]
 
+    def _ask(self, number: int, frame: object) -> None:
+        """Note a signal; the step that is running goes on to its end. A second one ends the process at once."""
+        if self._asked_by is not None:
+            raise KeyboardInterrupt
+        self._asked_by = signal.Signals(number).name
+
+    def _end_if_asked(self, trainer: L.Trainer) -> None:
+        if self._asked_by is not None and not trainer.should_stop:
+            log.info(f"{self._asked_by}: saved the last checkpoint")
+            raise KeyboardInterrupt
+
     def _require_known_monitor(self, trainer: L.Trainer) -> None:
         """A model with a loss has something to monitor, so another name is a mistake."""
         known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
@@ -63,6 +115,7 @@ class LastAndBest(L.Callback):
     def _save_last(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._save(trainer, "last.ckpt")
         self._saved_at_step = pl_module.step
+        self._saved_at = time.monotonic()
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         unfinished = self._directory / f"{name}.unfinished"

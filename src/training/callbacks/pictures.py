@@ -75,6 +75,12 @@ class Pictures(L.Callback):
                 rows = self._interpolations(trainer, pl_module)
                 self._show(pl_module, "interpolations", f"interpolations_epoch_{epoch:04d}", rows, _INTERPOLATION_STEPS)
 
+    def state_dict(self) -> dict[str, int]:
+        return {"num_validations": self._num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._num_validations = state_dict["num_validations"]
+
     def _wants(self, trainer: L.Trainer) -> bool:
         return trainer.is_global_zero and trainer.datamodule.spec.modality == "image"
 

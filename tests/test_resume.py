@@ -1,0 +1,233 @@
+"""A run that was stopped and resumed is the run that was not: bit for bit, for every model, in mid-epoch too."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import open_dict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from src.build import build
+from src.experiment import load_data, load_model
+from src.runs import Run
+from src.training.callbacks.checkpoint import LastAndBest
+from src.training.fit import make_trainer, make_training_module
+from src.training.module import TrainingModule
+from tests.commands import QUICK, ROOT, call
+from tests.configs import compose_config, options
+
+NUM_STEPS = 24  # of ten to an epoch
+
+
+class Rows(Logger):
+    """Keeps what is logged, but for the speed."""
+
+    name, version = "rows", "0"
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        kept = {name: value for name, value in metrics.items() if "per_second" not in name}
+        self.rows.append((step or 0, kept))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+
+class SaveAfter(L.Callback):
+    """Saves one checkpoint after a step; after the last of an epoch behind its validation, as the framework does."""
+
+    def __init__(self, step: int, file: Path) -> None:
+        self._step, self._file = step, file
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
+        if pl_module.step == self._step and not trainer.is_last_batch:
+            trainer.save_checkpoint(self._file)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        if pl_module.step == self._step:
+            trainer.save_checkpoint(self._file)
+
+
+def trained(
+    model: str, cache: Path, *callbacks: L.Callback, resume: Path | None = None, workers: int = 0
+) -> tuple[TrainingModule, Rows]:
+    """A short training on digits, from its beginning or from a checkpoint."""
+    small = ("generator.width=8", "discriminator.width=8") if model in ("dcgan", "cgan") else ()
+    config = compose_config(
+        f"model={model}", *small, "trainer.accelerator=cpu", f"trainer.max_steps={NUM_STEPS}",
+        "trainer.val_every_n_epochs=1", "training.log_every_n_steps=3", f"loader.num_workers={workers}",
+        f"data.cache={cache}",
+    )  # fmt: skip
+    with open_dict(config):
+        config.name = {"model": model, "data": "digits"}
+    L.seed_everything(0, verbose=False)
+    data = load_data(config)
+    module = make_training_module(load_model(config, data.spec), build(config.optim), build(config.training), config.seed)
+    rows = Rows()
+    trainer = make_trainer(default_root_dir=cache, callbacks=[*callbacks, _Quiet()], logger=[rows], **build(config.trainer))
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module, rows
+
+
+class _Quiet(L.pytorch.callbacks.ProgressBar):
+    """No progress bar."""
+
+    def disable(self) -> None: ...
+
+
+def tensors(node: Any) -> list[Tensor]:
+    if isinstance(node, Tensor):
+        return [node]
+    values = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int = 0) -> None:
+    whole, rows = trained(model, cache, SaveAfter(cut, tmp_path / "cut.ckpt"), workers=workers)
+    resumed, later_rows = trained(model, cache, resume=tmp_path / "cut.ckpt", workers=workers)
+    assert resumed.step == whole.step == NUM_STEPS
+    assert resumed.examples_seen == whole.examples_seen
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weights), name
+    assert later_rows.rows == [row for row in rows.rows if row[0] > cut]
+    before, after = (some.trainer.strategy.optimizer_state for some in (whole, resumed))
+    for theirs, ours in zip(whole.trainer.optimizers, resumed.trainer.optimizers, strict=True):
+        pairs = zip(tensors(before(theirs)), tensors(after(ours)), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_a_training_resumed_in_the_middle_of_an_epoch_is_the_one_that_was_not(model, cache, tmp_path):
+    require_same(model, cache, tmp_path, cut=13)
+
+
+@pytest.mark.parametrize(("cut", "workers"), [(20, 0), (13, 2), (20, 2)])
+def test_it_may_be_cut_anywhere_with_any_number_of_workers(cut, workers, cache, tmp_path):
+    require_same("vae", cache, tmp_path, cut, workers)
+
+
+def command(folder: Path, cache: Path) -> list[str]:
+    return [
+        *QUICK, "model=gan", "trainer.max_steps=400", "trainer.val_every_n_epochs=5", "metric=[cs]",
+        "callback.light_evaluation.metrics=[]", f"data.cache={cache}", f"hydra.run.dir={folder}",
+    ]  # fmt: skip
+
+
+def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0})
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if "per_second" not in name]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def weights(run: Run) -> list[Tensor]:
+    return tensors(torch.load(run.checkpoint("last"), weights_only=True)["state_dict"])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_run_that_is_asked_to_end_saves_itself_and_ends_as_it_would_have(name, cache, tmp_path):
+    folder = tmp_path / "stopped"
+    line = [sys.executable, "-m", "src.train", *command(folder, cache)]
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.Signals[name])
+    start = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    run = Run.open(folder)
+    assert run.status()["status"] == "interrupted"
+    assert f"to go on: python -m src.train resume={folder}" in said
+    step = torch.load(run.checkpoint("last"), weights_only=True)["progress"]["step"]
+    assert 0 < step < 400
+    if name != "SIGTERM":
+        return
+    said = call("train", f"resume={folder}")
+    assert said.code == 0, said.text
+    assert call("train", *command(tmp_path / "whole", cache)).code == 0
+    whole = Run.open(tmp_path / "whole")
+    assert run.status()["status"] == "done"
+    assert all(torch.equal(one, other) for one, other in zip(weights(run), weights(whole), strict=True))
+    assert curves(run) == curves(whole)
+    assert run.results()["metrics"]["cs"]["value"] == whole.results()["metrics"]["cs"]["value"]
+    pictures, whole_pictures = ({file.name: file.read_bytes() for file in some.samples.iterdir()} for some in (run, whole))
+    assert pictures == whole_pictures
+
+
+@pytest.fixture
+def stopped(trained_gan: Run, tmp_path: Path) -> Run:
+    """A run that seems to have been interrupted."""
+    shutil.copytree(trained_gan.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    run.set_status("interrupted")
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained_gan(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("resumed") / "gan"
+    assert call("train", *command(folder, cache), "trainer.max_steps=10").code == 0
+    return Run.open(folder)
+
+
+@pytest.mark.parametrize("given", ["optim.generator.lr=1", "model=vae", "seed=1", "~callback.pictures"])
+def test_what_may_change_the_result_is_refused_by_its_name(given, stopped):
+    said = call("train", f"resume={stopped.path}", given)
+    assert said.code == 1
+    assert given.lstrip("~").partition("=")[0] in said.text
+    assert "allowed beside resume=: trainer.max_epochs" in said.text or "did you mean" in said.text
+    assert stopped.status()["status"] == "interrupted"
+
+
+def test_a_run_may_be_made_longer(stopped):
+    said = call("train", f"resume={stopped.path}", "trainer.max_steps=15")
+    assert said.code == 0, said.text
+    assert torch.load(stopped.checkpoint("last"), weights_only=True)["progress"]["step"] == 15
+
+
+def test_a_run_that_is_done_or_running_or_none_is_not_resumed(stopped, tmp_path):
+    stopped.set_status("done")
+    assert "the run is done" in call("train", f"resume={stopped.path}").text
+    status = {"status": "running", "host": os.uname().nodename, "pid": str(os.getppid())}
+    (stopped.path / "status.json").write_text(json.dumps(status))
+    assert f"the run is running, as process {os.getppid()}" in call("train", f"resume={stopped.path}").text
+    said = call("train", f"resume={tmp_path / 'nowhere'}")
+    assert said.code == 1
+    assert f"resume={tmp_path / 'nowhere'} does not exist" in said.text
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_that_was_killed_outright_goes_on(stopped):
+    status = {"status": "running", "host": os.uname().nodename, "pid": "99999999"}
+    (stopped.path / "status.json").write_text(json.dumps(status))
+    assert call("train", f"resume={stopped.path}").code == 0
+    assert stopped.status()["status"] == "done"
+
+
+def test_a_checkpoint_comes_with_time_with_two_optimizers_too(cache, tmp_path):
+    class Count(LastAndBest):
+        num_saved = 0
+
+        def _save(self, trainer: L.Trainer, name: str) -> None:
+            Count.num_saved += 1
+            super()._save(trainer, name)
+
+    trained("gan", cache, Count(tmp_path, "val/loss", every_minutes=0))
+    assert Count.num_saved >= NUM_STEPS
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["progress"]["step"] == NUM_STEPS
