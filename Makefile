@@ -17,8 +17,8 @@ setup: $(READY)  ## make the virtual environment .venv with the pinned dependenc
 train: $(READY)  ## train a VAE on the embedded digits (ARGS="model=dcgan data=mnist" for others)
 	$(RUN) -m src.train model=vae $(ARGS)
 
-test: $(READY)  ## run the fast tests
-	$(RUN) -m pytest $(ARGS)
+test: $(READY)  ## run the fast tests, on two cores
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: $(READY)  ## run all tests, also real trainings on real data (DATA_ROOT=folder)
 	$(RUN) -m pytest -m "" $(ARGS)
