@@ -6,7 +6,7 @@ from torch import Tensor
 __all__ = ["count_near_pairs", "nearest_distances", "neighbour_radii", "squared_distances"]
 
 _CHUNK_ENTRIES = 1 << 24  # of a matrix of distances, at a time
-_CHUNK_VALUES = 1 << 26  # of one side, turned into floats at a time
+_CHUNK_VALUES = 1 << 25  # of one side, turned into floats at a time
 _CHUNK_ROWS = 4096
 _CANCELLED = 2e-3  # squared distances below this share of the squared norm have lost digits
 
