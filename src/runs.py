@@ -62,12 +62,14 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, path: Path) -> "Run":
-        """A run that ended early, to go on with; refuses one that is done, and one that another process works on."""
+    def reopen(cls, path: Path, is_longer: bool) -> "Run":
+        """A run to go on with; refuses one that is done, unless it is made longer, and one that a process works on."""
         run = cls.open(path, "resume")
         status = run.status()
-        if status["status"] == "done":
-            raise UserError(f"resume={path}: the run is done; nothing is left to do")
+        if status["status"] == "done" and not is_longer:
+            raise UserError(
+                f"resume={path}: the run is done; make it longer with trainer.max_epochs= or trainer.max_steps="
+            )
         if status["status"] == "running" and status.get("host") == platform.node() and _is_alive(status.get("pid")):
             raise UserError(f"resume={path}: the run is running, as process {status['pid']}")
         run.checkpoint("last")

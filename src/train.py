@@ -40,7 +40,7 @@ def _resume(given: DictConfig, overrides: list[str]) -> None:
     if others := sorted(keys - set(_RESUMABLE)):
         allowed = ", ".join(_RESUMABLE)
         raise UserError(f"{others[0]} may change the result of the run that is resumed; allowed beside resume=: {allowed}")
-    run = Run.reopen(Path(given.resume))
+    run = Run.reopen(Path(given.resume), is_longer=bool({"trainer.max_epochs", "trainer.max_steps"} & keys))
     config = run.config()
     for key in keys:
         OmegaConf.update(config, key, OmegaConf.select(given, key))

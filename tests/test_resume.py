@@ -195,7 +195,9 @@ def test_what_may_change_the_result_is_refused_by_its_name(given, stopped):
     assert stopped.status()["status"] == "interrupted"
 
 
-def test_a_run_may_be_made_longer(stopped):
+@pytest.mark.parametrize("status", ["interrupted", "done"])
+def test_a_run_may_be_made_longer(status, stopped):
+    stopped.set_status(status)
     said = call("train", f"resume={stopped.path}", "trainer.max_steps=15")
     assert said.code == 0, said.text
     assert torch.load(stopped.checkpoint("last"), weights_only=True)["progress"]["step"] == 15
@@ -216,8 +218,12 @@ def test_a_run_that_is_done_or_running_or_none_is_not_resumed(stopped, tmp_path)
 def test_a_run_that_was_killed_outright_goes_on(stopped):
     status = {"status": "running", "host": os.uname().nodename, "pid": "99999999"}
     (stopped.path / "status.json").write_text(json.dumps(status))
+    before = weights(stopped)
     assert call("train", f"resume={stopped.path}").code == 0
     assert stopped.status()["status"] == "done"
+    # it was killed behind its last step, so no step is done once more
+    assert torch.load(stopped.checkpoint("last"), weights_only=True)["progress"]["step"] == 10
+    assert all(torch.equal(one, other) for one, other in zip(weights(stopped), before, strict=True))
 
 
 def test_a_checkpoint_comes_with_time_with_two_optimizers_too(cache, tmp_path):

@@ -13,6 +13,10 @@ class StepBudget(L.Callback):
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        if pl_module.step >= self.max_steps:  # resumed behind its last step
+            trainer.should_stop = True
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
         if pl_module.step >= self.max_steps:
             trainer.should_stop = True
