@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from scipy import stats
 
-from src.compare import compare_runs, main
+from src.compare import main
 from src.evaluation.comparison_formats import print_text
 from src.evaluation.significance import holm, independent_difference, paired_difference, sign_flip_p
+from src.run_comparison import compare_runs
 from tests.commands import Said, call, run_cli
 
 PAIRS = [2.0, 1.1, 3.5, 0.4, 1.9]
@@ -597,6 +598,23 @@ def test_a_failed_run_is_named_with_its_reason(folder):
     assert said.code == 0
     assert f"{failed}: it has no results, its status is failed (loss is nan at step 7)" in said.text
     assert f"{unmeasured}: it has no results, its status is done; python -m src.evaluate run={unmeasured}" in said.text
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"status": "waiting"}, "it waits to be started"),
+        ({"status": "pruned", "reason": "fd 9 at epoch 2"}, "it was pruned (fd 9 at epoch 2)"),
+        ({"status": "pruned"}, "it was pruned"),
+    ],
+    ids=str,
+)
+def test_a_job_that_was_not_trained_to_its_end_is_named(folder, status, words):
+    folder.run("a", fd=1.0)
+    run = folder.run("b", "gan")
+    (run / "results.json").unlink()
+    write(run / "status.json", {"time": "x"} | status)
+    assert f"{run}: {words}\n" in folder.compare().text
 
 
 def test_a_run_that_is_not_done_but_measured_is_marked(folder):
