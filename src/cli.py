@@ -1,11 +1,18 @@
 """What the entry points share: checking the command line before anything heavy is imported, and errors in one sentence."""
 
 import difflib
+import errno
 import functools
+import hashlib
 import logging
+import os
 import re
+import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +28,148 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import UserError
-from src.runs import config_hash
+from src.jobs import ENDS_WITH_PARENT
+from src.runs import config_hash, descriptive
 
 __all__ = ["run_entry_point"]
 
 log = logging.getLogger(__name__)
 
+_FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def run_entry_point(config_name: str, task: Callable[[DictConfig], Any], check: Callable[[DictConfig], None]) -> None:
+_FLAGS_OF_SWEEPS = ("-m", "--multirun")
+
+sys.path.append(str(Path(__file__).resolve().parent / "plugins"))  # where Hydra finds our launchers and sweepers
+
+
+def run_entry_point(
+    config_name: str,
+    task: Callable[[DictConfig], Any],
+    check: Callable[[DictConfig], None],
+    end_sweep: Callable[[Path], bool] | None = None,
+) -> None:
     """Run `task` under Hydra with the config composed from the command line.
 
     Args:
         config_name: file in `conf/`.
         task: called with the config; a `UserError` from it ends the program with its sentence, without a traceback.
         check: called with the config before Hydra makes any directory; raises `UserError` if it cannot be.
+        end_sweep: called with the directory of a sweep when it has ended, however it has; whether all of it is done.
     """
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
+    OmegaConf.register_new_resolver("job_name", lambda *, _root_: _job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("or", lambda first, second: second if first is None else first, replace=True)
+    _end_with_parent()
     overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
+    first: DictConfig | None = None
     if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
         try:
             for config in _compose_all(config_name, overrides):
                 check(config)
+                first = first or config
         except UserError as error:
             sys.exit(_in_one_line(error))
-    decorate = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    decorate(_with_short_errors(task))()
+    decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_with_short_errors(task))
+    is_sweep = end_sweep is not None and any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
+    if first is None or not is_sweep:
+        return decorated()
+    assert end_sweep is not None
+    _sweep(decorated, overrides, first, end_sweep)
+    return None
+
+
+def _sweep(decorated: Callable[[], Any], overrides: list[str], config: DictConfig, end: Callable[[Path], bool]) -> None:
+    """Run the sweep in a directory whose name says what is swept, so that the same command finds it again."""
+    directory = _sweep_directory(overrides, config.sweep)
+    sys.argv.append(f"hydra.sweep.dir='{directory}'")
+    was_there = directory.exists()
+    code: int | str | None = 0
+    try:
+        with _hydra_raises():
+            directory.mkdir(parents=True, exist_ok=True)
+            decorated()
+    except KeyboardInterrupt:
+        code = 130
+        log.error("interrupted; the same command goes on")
+    except OSError as error:
+        sys.exit(f"error: cannot write to {directory}: {error.strerror or error} (set hydra.sweep.dir=)")
+    except Exception as error:
+        sentence = _user_error(error)
+        if sentence is None:
+            raise
+        code = _in_one_line(sentence)
+    if config.plan:
+        if not was_there:
+            shutil.rmtree(directory)
+        sys.exit(code)
+    is_complete = end(directory)
+    sys.exit(code or (0 if is_complete else 1))
+
+
+def _sweep_directory(overrides: list[str], name: str | None) -> Path:
+    """Where `hydra.sweep.dir=` says, else in outputs/sweeps under the given name or one made of the overrides."""
+    given = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("hydra.sweep.dir=")]
+    if given:
+        return Path(given[-1])
+    if name is not None:
+        if Path(name).name != name:
+            raise SystemExit(f"error: sweep={name} must be a plain name; its directory is in outputs/sweeps")
+        return Path("outputs/sweeps") / name
+    named = descriptive(overrides)
+    digest = hashlib.sha256("\n".join(sorted(named)).encode()).hexdigest()[:8]
+    return Path("outputs/sweeps") / "-".join([*filter(None, [_slug(named)]), digest])
+
+
+def _job_name(root: DictConfig) -> str:
+    """The directory of a job: what was overridden, and the hash of all that it is."""
+    named = [
+        override
+        for override in descriptive(map(str, root.hydra.overrides.task))
+        if not override.startswith(("data.root=", "data.cache="))
+    ]
+    return "-".join([*filter(None, [_slug(named)]), config_hash(root)])
+
+
+def _slug(overrides: list[str]) -> str:
+    """Overrides as part of a file name: `model=vae,gan` is `model-vae-gan`; at most 60 characters."""
+    return re.sub(r"[^\w.]+", "-", " ".join(overrides)).strip("-")[:60].rstrip("-.")
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Inside the block Hydra hands errors on, instead of printing them and ending the program."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The sentence for the user that is behind an error, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _end_with_parent() -> None:
+    """In a process that a sweep has started: save and end when the sweep does, however it ends."""
+    if os.environ.pop(ENDS_WITH_PARENT, None) is None:
+        return
+
+    def wait() -> None:
+        with open(0, "rb", closefd=False) as held_by_parent:
+            held_by_parent.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _is_override(argument: str) -> bool:
@@ -69,6 +190,11 @@ def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         except UserError as error:
             log.error(_in_one_line(error))
             failure: Exception = CompactHydraException(str(error))
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_THE_DISK:
+                raise
+            log.error(f"error: {error.strerror}: {error.filename or 'a file of the run'}; what was saved before is kept")
+            failure = error
         except Exception as error:
             log.exception("this is a fault of the program, not of its user:")
             failure = error

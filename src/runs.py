@@ -1,18 +1,24 @@
 """The run directory: the only file that knows what lies where in it.
 
-config.yaml       resolved, plain types          status.json     running | done | failed (+ reason) | interrupted
+config.yaml       resolved, plain types          status.json     waiting | running | done | failed (+ reason) | ...
 checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
 tensorboard/      events                         results.json    every metric with its card
 log.txt           what the console said          environment.json  git commit, diff and status, versions, device, seed
-spec.json         what one example of the data is
+spec.json         what one example of the data is validation.json held-out means at the best checkpoint
+job.json          overrides of a job of a sweep   output.txt      of such a job: what no log has, as the words of a crash
+
+A status is "waiting" (not begun), "running", "done", "failed", "interrupted" or "pruned". Only the process that has claimed
+the directory changes it; one that is "running" with nobody's claim was killed.
 """
 
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,18 +29,47 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.errors import UserError
 
-__all__ = ["Run", "config_hash"]
+__all__ = ["Run", "config_hash", "descriptive", "without_controls"]
 
 _CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that may be meant, in turn
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
-def config_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that name a resolved config, without Hydra's own part."""
+_CONTROLS = ("hydra", "resume", "sweep", "plan", "retry_failed", "objective")  # of the command, not of a run
+_WITHOUT_EFFECT = (  # on what comes out
+    "logger",
+    "loader.num_workers",
+    "data.root",
+    "data.cache",
+    "callback.progress",
+    "callback.prune",
+    "callback.checkpoint.every_minutes",
+)
+
+
+def descriptive(overrides: Iterable[str]) -> list[str]:
+    """The overrides that say what is trained, without those that only say how the command goes about it."""
+    return [override for override in overrides if re.split(r"[.@=/]", override.lstrip("+~"))[0] not in _CONTROLS]
+
+
+def without_controls(config: DictConfig) -> DictConfig:
+    """The part of a composed config that describes a run, resolved."""
     everything = cast("dict[str, Any]", OmegaConf.to_container(config))
-    own = OmegaConf.create({key: value for key, value in everything.items() if key != "hydra"})
-    resolved = OmegaConf.to_container(own, resolve=True)
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
+    own = OmegaConf.create({key: value for key, value in everything.items() if key not in _CONTROLS})
+    return OmegaConf.create(cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True)))
+
+
+def config_hash(config: DictConfig) -> str:
+    """Eight hexadecimal digits that name what a config makes: without what cannot change the result, and without names."""
+    plain = cast("dict[str, Any]", OmegaConf.to_container(without_controls(config)))
+    for path in (*_WITHOUT_EFFECT, "name"):
+        *above, last = path.split(".")
+        node: Any = plain
+        for key in above:
+            node = node.get(key, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -45,35 +80,50 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: DictConfig) -> "Run":
-        """Take a directory for a new run; refuses one that already holds a run."""
+        """A new run in a directory that this process has claimed; refuses one that already holds a run."""
         run = cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with open(run._status_file, "x") as file:  # "x": only one process can create it
-                json.dump({"status": "running"}, file)
-        except FileExistsError:
-            raise UserError(f"{path} already holds a run; give another directory with hydra.run.dir=") from None
-        except OSError as error:
-            raise UserError(f"cannot write to {path}: {error.strerror} (set hydra.run.dir=)") from error
-        for folder in (run.checkpoints, run.samples, run.tensorboard):
-            folder.mkdir(exist_ok=True)
-        _write(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        run.set_status("running")
+        if run._status_file.exists():
+            raise UserError(f"{path} already holds a run; give another directory with hydra.run.dir=")
+        run._write_down(config)
         return run
 
     @classmethod
-    def reopen(cls, path: Path, is_longer: bool) -> "Run":
-        """A run to go on with; refuses one that is done, unless it is made longer, and one that a process works on."""
-        run = cls.open(path, "resume")
-        status = run.status()
-        if status["status"] == "done" and not is_longer:
+    def prepare(cls, path: Path, config: DictConfig, overrides: list[str]) -> "Run":
+        """A run of a sweep in a directory that this process has claimed: "waiting" if it is new, else as it is.
+
+        What cannot change the result, as where the data lie, follows the config of today.
+        """
+        run = cls(path)
+        is_new = not run._status_file.exists()
+        if not is_new and config_hash(run.config()) != config_hash(config):
             raise UserError(
-                f"resume={path}: the run is done; make it longer with trainer.max_epochs= or trainer.max_steps="
+                f"{path} holds a run of another config; give the sweep another name with sweep=, or let hydra.sweep.subdir "
+                "hold ${job_name:}"
             )
-        if status["status"] == "running" and status.get("host") == platform.node() and _is_alive(status.get("pid")):
-            raise UserError(f"resume={path}: the run is running, as process {status['pid']}")
-        run.checkpoint("last")
-        run.set_status("running")
+        if is_new or run.status()["status"] in ("waiting", "running", "interrupted", "failed"):
+            _write_json(path / "job.json", {"overrides": overrides})
+            run._write_down(config, run.status() if not is_new else {"status": "waiting"})
+        return run
+
+    def _write_down(self, config: DictConfig, status: dict[str, Any] | None = None) -> None:
+        try:
+            for folder in (self.checkpoints, self.samples, self.tensorboard):
+                folder.mkdir(exist_ok=True)
+            _write(self.path / "config.yaml", OmegaConf.to_yaml(config))
+            _write_json(self._status_file, status or {"status": "waiting"})  # the last: it makes the directory a run
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror} (set hydra.run.dir=)") from error
+
+    @classmethod
+    def reopen(cls, path: Path, is_longer: bool) -> "Run":
+        """A run to go on with, which this process has claimed; refuses one that is done, unless it is made longer."""
+        run = cls.open(path, "resume")
+        if run.status()["status"] == "done":
+            if not is_longer:
+                raise UserError(
+                    f"resume={path}: the run is done; make it longer with trainer.max_epochs= or trainer.max_steps="
+                )
+            run.checkpoint("last")
         return run
 
     @classmethod
@@ -86,6 +136,10 @@ class Run:
         if missing:
             raise UserError(f"{key}={path} is not a run directory (it has no {missing[0]})")
         return run
+
+    def is_there(self) -> bool:
+        """Whether the directory holds a run."""
+        return self._status_file.is_file()
 
     @property
     def shown(self) -> Path:
@@ -127,6 +181,9 @@ class Run:
             f"run={self.path} has no {_CHECKPOINTS[name][-1]} checkpoint (its status is {self.status()['status']})"
         )
 
+    def has_checkpoint(self, name: str) -> bool:
+        return (self.checkpoints / f"{name}.ckpt").is_file()
+
     @staticmethod
     def require_checkpoint_name(name: str) -> None:
         """Raise `UserError` unless `checkpoint` knows the name."""
@@ -140,11 +197,24 @@ class Run:
         return status
 
     def set_status(self, status: str, reason: str | None = None) -> None:
-        """Record "running", "done", "failed" or "interrupted", with the reason of a failure."""
+        """Record how the run is, with the reason of a failure or of its pruning."""
         entry = {"status": status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         if status == "running":
             entry |= {"host": platform.node(), "pid": str(os.getpid())}
         _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
+
+    def overrides(self) -> list[str] | None:
+        """What the command line gave a job of a sweep; None in a run that is none."""
+        file = self.path / "job.json"
+        return list(_read_json(file)["overrides"]) if file.exists() else None
+
+    def validation(self) -> dict[str, float]:
+        """Held-out means by name, as "val/loss", at the best checkpoint or else the last one; none without validation."""
+        file = self.path / "validation.json"
+        return _read_json(file) if file.exists() else {}
+
+    def write_validation(self, means: dict[str, float]) -> None:
+        _write_json(self.path / "validation.json", means)
 
     def results(self) -> dict[str, Any] | None:
         """What was measured so far; None if nothing was."""
@@ -177,19 +247,6 @@ class Run:
             "seed": seed,
         }
         _write_json(self.path / "environment.json", environment)
-
-
-def _is_alive(pid: str | None) -> bool:
-    """Whether a process of this machine runs, other than this one."""
-    if pid is None or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

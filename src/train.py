@@ -1,15 +1,20 @@
 """Train a model: `python -m src.train model=vae data=mnist`. Everything the run is ends up in one directory."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
+from src.claim import claim
 from src.cli import CONF, run_entry_point
 from src.console import leave_log_file
-from src.core.errors import UserError
+from src.core.errors import PrunedError, UserError
+from src.core.ranks import global_rank
+from src.jobs import named, run_as_job
 from src.runs import Run
 
 log = logging.getLogger(__name__)
@@ -18,20 +23,29 @@ _RESUMABLE = ("trainer.max_epochs", "trainer.max_steps", "loader.num_workers")
 _OWN_CALLBACKS = ("progress", "pictures", "checkpoint", "light_evaluation")  # they are given more than their settings
 
 
-def train(config: DictConfig) -> None:
-    """One run: fit, evaluate, write down; its status says how it ended."""
+def train(config: DictConfig) -> list[float] | None:
+    """One run: fit, evaluate, write down; its status says how it ended. As a job of a sweep: its objectives."""
+    hydra = cast("DictConfig", HydraConfig.get())
+    if hydra.mode is RunMode.MULTIRUN:  # under a launcher that is not ours
+        return run_as_job(config, hydra)
     if config.resume is not None:
-        return _resume(config, list(HydraConfig.get().overrides.task))
-    choices = HydraConfig.get().runtime.choices
-    with open_dict(config):
-        config.name = {"model": choices.model, "data": choices.data}  # for messages and readers of the run
-    try:
-        run = Run.create(Path(HydraConfig.get().runtime.output_dir), config)
-    except UserError:
-        leave_log_file()  # it belongs to the run that is there
-        raise
-    log.info(f"model={choices.model} on data={choices.data}; the run lies in {run.shown}")
-    return _to_the_end(config, run, checkpoint=None)
+        _resume(config, list(hydra.overrides.task))
+        return None
+    directory = Path(hydra.runtime.output_dir)
+    own = named(config, hydra)
+    if global_rank() > 0:  # the run is rank 0's
+        _follow(own, directory)
+        return None
+    with ExitStack() as held:
+        try:
+            held.enter_context(claim(directory))
+            run = Run.create(directory, own)
+        except UserError:
+            leave_log_file()  # it belongs to the run that is there
+            raise
+        log.info(f"model={own.name.model} on data={own.name.data}; the run lies in {run.shown}")
+        _to_the_end(own, run, checkpoint=None)
+    return None
 
 
 def _resume(given: DictConfig, overrides: list[str]) -> None:
@@ -40,18 +54,41 @@ def _resume(given: DictConfig, overrides: list[str]) -> None:
     if others := sorted(keys - set(_RESUMABLE)):
         allowed = ", ".join(_RESUMABLE)
         raise UserError(f"{others[0]} may change the result of the run that is resumed; allowed beside resume=: {allowed}")
-    run = Run.reopen(Path(given.resume), is_longer=bool({"trainer.max_epochs", "trainer.max_steps"} & keys))
-    config = run.config()
+    directory = Path(given.resume)
+    config = Run.open(directory, "resume").config()
     for key in keys:
         OmegaConf.update(config, key, OmegaConf.select(given, key))
-    checkpoint = run.checkpoint("last")
-    log.info(f"going on with model={config.name.model} on data={config.name.data} in {run.shown}")
-    return _to_the_end(config, run, checkpoint)
+    if global_rank() > 0:
+        _follow(config, directory)
+        return
+    with ExitStack() as held:
+        try:
+            held.enter_context(claim(directory))
+            run = Run.reopen(directory, is_longer=bool({"trainer.max_epochs", "trainer.max_steps"} & keys))
+        except UserError:
+            leave_log_file()
+            raise
+        checkpoint = run.checkpoint("last") if run.has_checkpoint("last") else None
+        going_on = "going on" if checkpoint else "beginning"
+        log.info(f"{going_on} with model={config.name.model} on data={config.name.data} in {run.shown}")
+        _to_the_end(config, run, checkpoint)
+
+
+def _follow(config: DictConfig, directory: Path) -> None:
+    """What a further process of a run on several devices does: the training, without the run's books."""
+    logging.root.setLevel(logging.WARNING)
+    run = Run(directory)
+    _train(config, run, run.checkpoint("last") if run.has_checkpoint("last") else None)
 
 
 def _to_the_end(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
+    run.set_status("running")
     try:
         _train(config, run, checkpoint)
+    except PrunedError as error:
+        run.set_status("pruned", str(error))
+        log.info(f"pruned: {error}")
+        return
     except Exception as error:
         run.set_status("failed", f"{type(error).__name__}: {error}")
         raise
@@ -169,7 +206,13 @@ def _check(config: DictConfig) -> None:
 
 
 def main() -> Any:
-    run_entry_point("config", train, _check)
+    run_entry_point("config", train, _check, _end_sweep)
+
+
+def _end_sweep(directory: Path) -> bool:
+    from src.sweep_report import write_report
+
+    return write_report(directory).is_complete
 
 
 if __name__ == "__main__":

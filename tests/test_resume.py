@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from src.build import build
+from src.claim import claim
 from src.experiment import load_data, load_model
 from src.runs import Run
 from src.training.callbacks.checkpoint import LastAndBest
@@ -206,9 +207,11 @@ def test_a_run_may_be_made_longer(status, stopped):
 def test_a_run_that_is_done_or_running_or_none_is_not_resumed(stopped, tmp_path):
     stopped.set_status("done")
     assert "the run is done" in call("train", f"resume={stopped.path}").text
-    status = {"status": "running", "host": os.uname().nodename, "pid": str(os.getppid())}
-    (stopped.path / "status.json").write_text(json.dumps(status))
-    assert f"the run is running, as process {os.getppid()}" in call("train", f"resume={stopped.path}").text
+    stopped.set_status("running")
+    with claim(stopped.path):
+        said = call("train", f"resume={stopped.path}")
+    assert said.code == 1
+    assert f"{stopped.path} is being worked on by process {os.getpid()}" in said.text
     said = call("train", f"resume={tmp_path / 'nowhere'}")
     assert said.code == 1
     assert f"resume={tmp_path / 'nowhere'} does not exist" in said.text

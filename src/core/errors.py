@@ -1,6 +1,6 @@
-"""The two exceptions that carry a sentence for the user."""
+"""The exceptions that carry a sentence for the user."""
 
-__all__ = ["NotApplicable", "UserError", "require_at_least"]
+__all__ = ["NotApplicable", "PrunedError", "UserError", "require_at_least"]
 
 
 class UserError(ValueError):
@@ -8,6 +8,10 @@ class UserError(ValueError):
 
     The message says what was given, what is allowed and where to set it. Entry points print it without a traceback.
     """
+
+
+class PrunedError(Exception):
+    """A search gave a training up before its end; the message says why."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - it is an answer, not a fault

@@ -1,0 +1,216 @@
+"""A job of a sweep: a run directory that is prepared by the sweep and trained by a process of its own.
+
+Whatever starts a job, the job itself decides from its `status.json`, under its claim, whether there is anything to do.
+"""
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from omegaconf import DictConfig, open_dict
+
+from src.claim import ClaimedError, claim
+from src.core.errors import UserError
+from src.runs import Run, descriptive, without_controls
+
+__all__ = ["ENDS_WITH_PARENT", "Job", "JobProcess", "named", "objectives", "prepare", "run_as_job", "settle"]
+
+log = logging.getLogger(__name__)
+
+ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # in the environment: the process ends when its standard input does
+_SAVING_SECONDS = 60.0  # that a job has to save itself
+_ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prepared job.
+
+    Args:
+        number: in its sweep, from 0.
+        run: its directory.
+        overrides: what the command line gave it.
+        config: what it is trained with.
+        config_of_command: all that was composed, with what the command wants besides.
+    """
+
+    number: int
+    run: Run
+    overrides: list[str]
+    config: DictConfig
+    config_of_command: DictConfig
+
+    @property
+    def plan(self) -> str:
+        """What becomes of it, in words that begin with run, go on, retry or skip."""
+        return _plan(self.run, self.config_of_command.retry_failed)
+
+    @property
+    def is_to_run(self) -> bool:
+        return not self.plan.startswith("skip")
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.overrides) or self.run.path.name
+
+
+def named(config: DictConfig, hydra: DictConfig) -> DictConfig:
+    """The config of a run, with the names of its model and data, for messages and readers of the run."""
+    own = without_controls(config)
+    with open_dict(own):
+        own.name = {"model": hydra.runtime.choices.model, "data": hydra.runtime.choices.data}
+    return own
+
+
+def prepare(job: Job) -> Run:
+    """Write a job's config into its directory, if nobody works there; raises `UserError` if it holds another config."""
+    try:
+        with claim(job.run.path):
+            return Run.prepare(job.run.path, job.config, job.overrides)
+    except ClaimedError:
+        return job.run
+
+
+def _plan(run: Run, retry_failed: bool) -> str:
+    if not run.is_there():
+        return "run"
+    status = run.status()
+    match status["status"]:
+        case "waiting":
+            return "run"
+        case "interrupted" | "running":
+            return "go on" if run.has_checkpoint("last") else "run"
+        case "failed" if retry_failed:
+            return "retry"
+        case "failed":
+            return f"skip: failed ({status.get('reason', 'no reason known')}); retry_failed=true tries again"
+        case other:
+            return f"skip: {other}"
+
+
+class JobProcess:
+    """The process that trains a prepared job: `python -m src.train resume=DIRECTORY`.
+
+    It is in a group of its own, so that Ctrl-C reaches it through its parent, once. If the parent ends, however it ends, so
+    does it, with a checkpoint: its standard input ends then.
+
+    Args:
+        directory: the job's.
+        output: a file for what it prints beside its log; None: it prints to this process's screen.
+        environment: variables to set beside those of this process.
+    """
+
+    def __init__(self, directory: Path, output: Path | None, environment: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._was_asked = False
+        quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+        command = [sys.executable, "-m", "src.train", f"resume='{quoted}'"]
+        self._output: IO[bytes] | None = None if output is None else open(output, "ab")  # noqa: SIM115 - of the process
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=None if self._output is None else subprocess.STDOUT,
+            env={**os.environ, **environment, ENDS_WITH_PARENT: "1"},
+            start_new_session=True,
+        )
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> None:
+        """Until it ends, and settle how it ended; if this process is asked to end meanwhile, so is that one."""
+        try:
+            self._process.wait()
+        except BaseException:
+            self.stop()
+            raise
+        self.close()
+
+    def ask_to_end(self) -> None:
+        """Ask it, once, to save itself and end."""
+        if not self._was_asked and not self.has_ended():
+            self._was_asked = True
+            self._process.terminate()
+
+    def stop(self) -> None:
+        """Ask it to save itself and end, and wait until it has."""
+        self.ask_to_end()
+        if not self.has_ended():
+            try:
+                self._process.wait(_SAVING_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                log.warning(f"{self._directory} does not end by itself; it is killed")
+                self._process.kill()
+                self._process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """After its end: put down how it ended, where it could not do that itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self._output is not None:
+            self._output.close()
+        settle(Run(self._directory), self._process.returncode, self._was_asked)
+
+
+def settle(run: Run, code: int, was_stopped: bool) -> None:
+    """Put down how a job ended whose process could not do that itself; `code` is what the process ended with."""
+    if run.status()["status"] not in ("waiting", "running"):
+        return
+    try:
+        with claim(run.path):
+            if run.status()["status"] not in ("waiting", "running"):
+                return
+            if was_stopped or -code in _ASK_TO_END:
+                run.set_status("interrupted")
+            elif code < 0:
+                run.set_status("failed", f"its process was ended by {signal.Signals(-code).name}")
+            else:
+                run.set_status("failed", f"its process ended with code {code}")
+    except ClaimedError:
+        return  # another sweep works on it
+
+
+def objectives(run: Run, wanted: list[str]) -> list[float]:
+    """The values by which a search judges a run.
+
+    Args:
+        run: the run.
+        wanted: names of metrics, or of held-out means of the training, as "val/loss".
+
+    Returns:
+        A value for each name; NaN where the run has none, since it failed or the metric does not apply.
+    """
+    if run.status()["status"] != "done":
+        return [math.nan] * len(wanted)
+    measured, means = (run.results() or {}).get("metrics", {}), run.validation()
+    values = []
+    for name in wanted:
+        if name not in measured and name not in means:
+            allowed = ", ".join([*measured, *means])
+            raise UserError(f"objective={name} was not measured in {run.shown}; allowed: {allowed}")
+        values.append(float(means[name] if name in means else measured[name].get("value", math.nan)))
+    return values
+
+
+def run_as_job(config: DictConfig, hydra: DictConfig) -> list[float] | None:
+    """One job of a sweep whose launcher is not ours: its objectives, if there are any."""
+    run = Run(Path(hydra.runtime.output_dir))
+    job = Job(hydra.job.num, run, descriptive(hydra.overrides.task), named(config, hydra), config)
+    if config.plan:
+        log.info(f"{job.shown}: {job.plan} ({run.shown})")
+        return None
+    prepare(job)
+    if job.is_to_run:
+        JobProcess(run.path, None, {}).wait()
+    else:
+        log.info(f"{job.shown}: {job.plan}")
+    return objectives(run, list(config.objective)) if config.objective else None
