@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.batch import Batch
-from src.core.errors import require_at_least
+from src.core.errors import UserError, require_at_least
 from src.core.rng import derive_seed, hash_bits
 from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
 from src.data.arrays import ImageArrays
@@ -54,10 +54,18 @@ class ArrayData(L.LightningDataModule):
         self._place: dict[str, int] | None = None  # where the training goes on
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """Batches of this rank; an epoch has a whole number of them for every update of the weights."""
+        rank, world_size = self._rank_of_all()
+        module = getattr(self.trainer, "lightning_module", None)
+        per_update = getattr(module, "accumulate_batches", 1)  # a module that accumulates gradients has it
         num_examples = len(self.arrays.splits["train"])
-        batch_size = min(self._batch_size, num_examples // world_size)
-        sampler = _ShuffledDraws(num_examples, batch_size, derive_seed(self._seed, 1), rank, world_size)
+        batch_size = min(self._batch_size, num_examples // (world_size * per_update))
+        if batch_size == 0:
+            raise UserError(
+                f"data={self.spec.name} has {num_examples} training examples, fewer than one for each of {world_size} "
+                f"devices and training.accumulate_batches={per_update} batches"
+            )
+        sampler = _ShuffledDraws(num_examples, batch_size, derive_seed(self._seed, 1), rank, world_size, per_update)
         if self._place is not None:
             sampler.go_on(**self._place)
             self._place = None
@@ -75,7 +83,20 @@ class ArrayData(L.LightningDataModule):
         self._place = state_dict or None
 
     def val_dataloader(self) -> DataLoader:
-        return self.held_out_loader("val")
+        """This rank's share of the validation examples: none is in two shares, and none is missing."""
+        return self.held_out_loader("val", torch.arange(*self._val_share()))
+
+    def first_val_example(self, batch_idx: int) -> int:
+        """The place in the validation split where a batch of this rank's share begins."""
+        return self._val_share()[0] + batch_idx * self._eval_batch_size
+
+    def _val_share(self) -> tuple[int, int]:
+        rank, world_size = self._rank_of_all()
+        num_examples = len(self.arrays.splits["val"])
+        return rank * num_examples // world_size, (rank + 1) * num_examples // world_size
+
+    def _rank_of_all(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def held_out_loader(self, split: str, index: Tensor | None = None) -> DataLoader:
         """Batches of a split ("train", "val" or "test"), each value drawn once: in order, or those of an index `(N,)`."""
@@ -149,14 +170,21 @@ def _uniform16(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
 
 
 class _ShuffledDraws(Sampler):
-    """One epoch of full batches in an order that is a function of (seed, epoch); ranks take turns."""
+    """One epoch of full batches in an order that is a function of (seed, epoch); ranks take turns.
 
-    def __init__(self, num_examples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    With per_update batches for every update of the weights an epoch is a multiple of them, as long as one of batches of
+    their joint size.
+    """
+
+    def __init__(
+        self, num_examples: int, batch_size: int, seed: int, rank: int, world_size: int, per_update: int = 1
+    ) -> None:
         self._num_examples = num_examples
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._per_update = per_update
         self.epoch = 0
         self._first_batch = 0  # of the next pass; later ones start at 0
 
@@ -170,7 +198,8 @@ class _ShuffledDraws(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._num_examples // (self._batch_size * self._world_size)
+        num_updates = self._num_examples // (self._batch_size * self._world_size * self._per_update)
+        return num_updates * self._per_update
 
     def __iter__(self) -> Iterator[Draw]:
         shuffle = torch.Generator().manual_seed(derive_seed(self._seed, self.epoch))
@@ -182,14 +211,14 @@ class _ShuffledDraws(Sampler):
 
 
 class _OrderedDraws(Sampler):
-    """Every example of an index once, in order; the last batch may be smaller."""
+    """Every example of an index once, in order; the last batch may be smaller. An empty index is one empty batch."""
 
     def __init__(self, index: Tensor, batch_size: int) -> None:
         self._index = index
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._index) // self._batch_size)
+        return max(1, -(-len(self._index) // self._batch_size))
 
     def __iter__(self) -> Iterator[Draw]:
         for index in self._index.split(self._batch_size):

@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from src.core.errors import UserError, require_at_least
 from src.core.protocols import Adversarial, Trainable
+from src.core.ranks import launched_processes
 from src.training.adversarial import AdversarialTraining
 from src.training.callbacks.budget import StepBudget
 from src.training.callbacks.last_validation import LastValidation
 from src.training.gradient import GradientTraining
 from src.training.module import TrainingModule
+from src.training.ranks import Replicas
 
 __all__ = ["make_trainer", "make_training_module"]
 
 log = logging.getLogger(__name__)
 
+_STRATEGIES = ("auto", "ddp")  # others split the weights, which averaged weights and checkpoints are not made for
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # losses and statistics need float32 weights
 
 
@@ -67,6 +71,7 @@ def make_trainer(
 
     Args:
         default_root_dir, callbacks, logger: from the entry point.
+        strategy: "ddp" for a process on each device; "auto" for that if there are several, and for none of it on one.
         max_steps: end after so many batches, whatever max_epochs says; None for a budget in epochs.
         val_every_n_epochs: how often the model is measured on held-out data, drawn and saved.
         The others: see `lightning.Trainer`.
@@ -78,17 +83,22 @@ def make_trainer(
     require_at_least("trainer.val_every_n_epochs", val_every_n_epochs, 1)
     if precision not in _PRECISIONS:
         raise UserError(f"trainer.precision={precision} is not supported; allowed: {', '.join(_PRECISIONS)}")
+    if strategy not in _STRATEGIES:
+        raise UserError(f"trainer.strategy={strategy} is not supported; allowed: {', '.join(_STRATEGIES)}")
+    is_one = num_nodes == 1 and (devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1))
+    is_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     budget = [] if max_steps is None else [StepBudget(max_steps)]
     callbacks = [*callbacks, *budget, LastValidation()]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             default_root_dir=default_root_dir,
             callbacks=callbacks,
             logger=logger,
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=strategy,
+            strategy="auto" if is_one and strategy == "auto" else Replicas(),
+            sync_batchnorm=is_cuda and not is_one,  # elsewhere torch cannot, and `Replicas` says so
             precision=precision,
             max_epochs=max_epochs if max_steps is None else -1,
             limit_train_batches=limit_train_batches,
@@ -103,3 +113,9 @@ def make_trainer(
         )
     except (ValueError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"Lightning's trainer refuses its arguments: {error} (see trainer.* in the config)") from error
+    if launched_processes() not in (1, trainer.world_size):
+        raise UserError(
+            f"{launched_processes()} processes were started for a training on trainer.devices={devices} times "
+            f"trainer.num_nodes={num_nodes}; set both to what torchrun or srun was asked for, or start one process"
+        )
+    return trainer

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
+from src.core.rng import SampleNoise
 from src.training.module import TrainingModule
 
 __all__ = ["GradientTraining"]
@@ -19,7 +20,7 @@ class GradientTraining(TrainingModule):
     Args:
         model: the model.
         optimizer: called with the parameters.
-        seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm: see `TrainingModule`.
+        seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm, accumulate_batches: see `TrainingModule`.
     """
 
     def __init__(
@@ -30,8 +31,11 @@ class GradientTraining(TrainingModule):
         log_every_n_steps: int,
         ema_half_life_examples: float | None,
         gradient_clip_norm: float | None,
+        accumulate_batches: int,
     ) -> None:
-        super().__init__(model, model, seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm)
+        super().__init__(
+            model, model, seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm, accumulate_batches
+        )
         self._make_optimizer = optimizer
 
     def configure_optimizers(self) -> Optimizer:
@@ -39,9 +43,8 @@ class GradientTraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))
-        self._descend(cast(LightningOptimizer, self.optimizers()), loss)
+        self._descend(cast(LightningOptimizer, self.optimizers()), loss, self.place_in_round)
         self._count_batch(batch, numbers)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        with self.averaged_weights():
-            self._reduce_val(self.model.loss(batch, generator=self._val_noise(batch)), batch)
+    def _validate(self, batch: Batch, noise: SampleNoise) -> None:
+        self._reduce_val(self.model.loss(batch, generator=noise), batch)

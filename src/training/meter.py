@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from src.core.collectives import gather, num_ranks
 from src.core.errors import UserError
 from src.core.protocols import Terms
 
@@ -41,6 +42,17 @@ class Meter:
         for name, number in numbers.items():
             self._sums[name] = self._sums.get(name, 0.0) + weight * number
             self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def add_other_ranks(self) -> None:
+        """Count what all ranks have counted; each name that one of them has."""
+        if num_ranks() == 1:
+            return
+        states = gather(self.state_dict())
+        self._sums, self._weights = {}, {}
+        for state in states:
+            for name, total in state["sums"].items():
+                self._sums[name] = self._sums.get(name, 0.0) + total
+                self._weights[name] = self._weights.get(name, 0.0) + state["weights"][name]
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"sums": self._sums, "weights": self._weights}

@@ -2,26 +2,36 @@
 
 Lightning's `global_step` counts optimizer steps, so with two optimizers it runs twice as fast. Nothing here reads it:
 `step` counts batches once, and budgets, axes and file names use it.
+
+Gradients may be accumulated: a round of `accumulate_batches` batches gives one update of the weights, the one that a batch
+of all their examples would give. An epoch is a number of whole rounds, and a checkpoint is written between two of them.
+
+On several devices every rank takes the same steps: gradients are averaged before each update (src.training.ranks), and
+what is logged is the mean over all ranks.
 """
 
+import random
 import time
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
+from src.core.collectives import broadcast_from_first, gather, mean_over_ranks
 from src.core.errors import UserError, require_at_least
 from src.core.protocols import Terms
 from src.core.rng import SampleNoise, StreamNoise, derive_seed
 from src.training.ema import WeightAverage
 from src.training.meter import Meter, reduce_terms, require_finite
+from src.training.ranks import average_gradients
 
 __all__ = ["TrainingModule"]
 
@@ -36,6 +46,7 @@ class TrainingModule(L.LightningModule, ABC):
         log_every_n_steps: stride of the step-wise curves.
         ema_half_life_examples: half-life of the averaged weights, None for no averaging.
         gradient_clip_norm: largest norm of one optimizer's gradient, None for no clipping.
+        accumulate_batches: batches that one update of the weights is made of.
     """
 
     automatic_optimization = False  # one way to step for one optimizer and for two, so that both count alike
@@ -48,15 +59,18 @@ class TrainingModule(L.LightningModule, ABC):
         log_every_n_steps: int,
         ema_half_life_examples: float | None,
         gradient_clip_norm: float | None,
+        accumulate_batches: int,
     ) -> None:
         super().__init__()
         require_at_least("training.log_every_n_steps", log_every_n_steps, 1)
         require_at_least("training.ema_half_life_examples", ema_half_life_examples, 1)
         require_at_least("training.gradient_clip_norm", gradient_clip_norm, 1e-12)
+        require_at_least("training.accumulate_batches", accumulate_batches, 1)
         self.model = model
         self.step = 0  # batches so far
         self.examples_seen = 0  # over all ranks
-        self.last_numbers: dict[str, float] = {}  # of the latest batch, on this rank
+        self.last_numbers: dict[str, float] = {}  # of the latest batch, means over all ranks
+        self.accumulate_batches = accumulate_batches
         self.weight_average = None
         if ema_half_life_examples is not None:
             self.weight_average = WeightAverage(averaged, ema_half_life_examples)
@@ -68,7 +82,16 @@ class TrainingModule(L.LightningModule, ABC):
         self._stride_meter, self._epoch_meter, self._val_meter = Meter(), Meter(), Meter()
         self._meters = (self._stride_meter, self._epoch_meter, self._val_meter)
         self._stride_start = (0.0, 0)  # time in seconds, examples seen
-        self._val_examples = 0  # in this validation so far
+
+    @property
+    def num_rounds(self) -> int:
+        """Updates of the weights so far."""
+        return self.step // self.accumulate_batches
+
+    @property
+    def place_in_round(self) -> int:
+        """Batches of the round that is begun; 0 between two rounds."""
+        return self.step % self.accumulate_batches
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -91,8 +114,16 @@ class TrainingModule(L.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         self._noise = StreamNoise(derive_seed(self._seed, self.global_rank))
+        if self.global_rank > 0:  # what draws from the global generators all the same, as dropout, differs between ranks
+            _seed_global_generators(derive_seed(self._seed, self.global_rank, 1))
 
     def on_train_start(self) -> None:
+        num_batches = self.trainer.num_training_batches
+        if num_batches % self.accumulate_batches:
+            raise UserError(
+                f"an epoch of {num_batches} batches is no whole number of training.accumulate_batches="
+                f"{self.accumulate_batches} (set trainer.limit_train_batches= to a multiple of it)"
+            )
         self._stride_start = (time.perf_counter(), self.examples_seen)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -100,33 +131,57 @@ class TrainingModule(L.LightningModule, ABC):
             self.clip_gradients(optimizer, self._gradient_clip_norm, "norm")
 
     def on_validation_epoch_start(self) -> None:
-        self._val_examples = 0
+        broadcast_from_first(self, buffers_only=True)  # batch norm's statistics, where they are not synchronized
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch):  # a rank may have no share in few held-out examples
+            # the same noise for the same example in every validation, whatever the number of ranks
+            noise = SampleNoise(self._seed, self.trainer.datamodule.first_val_example(batch_idx))
+            with self.averaged_weights():
+                self._validate(batch, noise)
+
+    @abstractmethod
+    def _validate(self, batch: Batch, noise: SampleNoise) -> None:
+        """Count the losses of held-out examples."""
 
     def on_validation_epoch_end(self) -> None:
         """Held-out means, and beside them the means of the training since the last validation."""
+        self._val_meter.add_other_ranks()
         means = self._val_meter.take()
         require_finite(means, self.step, "val")  # before a checkpoint of such weights takes the place of a good one
         self._log_means("train_epoch", self._epoch_meter.take())
         self._log_means("val", means)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.place_in_round == 0, "the gradients of a round that is begun are in no checkpoint"
         checkpoint["progress"] = {"step": self.step, "examples_seen": self.examples_seen}
-        checkpoint["noise"] = self._noise.state_dict()
-        checkpoint["meters"] = [meter.state_dict() for meter in self._meters]
-        checkpoint["torch_rng"] = torch.get_rng_state()  # of what draws from it all the same, as dropout
+        checkpoint["meters"] = [meter.state_dict() for meter in self._meters]  # the same on all ranks
+        checkpoint["ranks"] = gather({"noise": self._noise.state_dict(), **_global_generators(self.device)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ranks = checkpoint.get("ranks", [])
+        if len(ranks) != self.trainer.world_size:
+            raise UserError(
+                f"the checkpoint is of a training on {len(ranks)} devices, this one has {self.trainer.world_size}: set "
+                "trainer.devices= and trainer.num_nodes= as they were"
+                if ranks
+                else "the checkpoint was written by an older version of this program, which cannot be resumed by this one"
+            )
         self.step = checkpoint["progress"]["step"]
         self.examples_seen = checkpoint["progress"]["examples_seen"]
-        self._noise.load_state_dict(checkpoint["noise"])
         for meter, state in zip(self._meters, checkpoint["meters"], strict=True):
             meter.load_state_dict(state)
-        torch.set_rng_state(checkpoint["torch_rng"])
+        own = ranks[self.global_rank]
+        self._noise.load_state_dict(own["noise"])
+        _set_global_generators(own, self.device)
 
     def _reduce(self, terms: Terms, prefix: str = "") -> tuple[Tensor, dict[str, float]]:
-        """Mean loss and all means under their log names; stops the run if one is not finite."""
+        """This rank's mean loss, and all means over all ranks under their log names; stops the run if one is not finite.
+
+        What is not finite on one rank is not finite in the mean, so all of them stop.
+        """
         loss, numbers = reduce_terms(terms)
-        numbers = {prefix + name: number for name, number in numbers.items()}
+        numbers = {prefix + name: number for name, number in mean_over_ranks(numbers, self.device).items()}
         require_finite(numbers, self.step + 1, "train")
         return loss, numbers
 
@@ -136,16 +191,14 @@ class TrainingModule(L.LightningModule, ABC):
         except (ValueError, TypeError) as error:
             raise UserError(f"the optimizer refuses its settings: {error} (see optim in the config)") from error
 
-    def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-
-    def _val_noise(self, batch: Batch) -> SampleNoise:
-        """The same noise for the same example in every validation."""
-        start = self._val_examples
-        self._val_examples += len(batch)
-        return SampleNoise(self._seed, start)
+    def _descend(self, optimizer: LightningOptimizer, loss: Tensor, place: int) -> None:
+        """The share of one batch in an update, the batch at `place` of its round; with the last one the update itself."""
+        if place == 0:
+            optimizer.zero_grad()
+        self.manual_backward(loss / self.accumulate_batches)
+        if place + 1 == self.accumulate_batches:
+            average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+            optimizer.step()
 
     def _reduce_val(self, terms: Terms, batch: Batch, prefix: str = "") -> None:
         _, numbers = reduce_terms(terms)
@@ -156,7 +209,8 @@ class TrainingModule(L.LightningModule, ABC):
         self.step += 1
         num_examples = len(batch) * self.trainer.world_size
         self.examples_seen += num_examples
-        if self.weight_average is not None:
+        if self.weight_average is not None and self.place_in_round == 0:
+            num_examples *= self.accumulate_batches
             self.weight_average.update(self._averaged_network[0], num_examples, self.examples_seen)
         self.last_numbers = numbers
         self._stride_meter.add(numbers)
@@ -177,3 +231,30 @@ class TrainingModule(L.LightningModule, ABC):
         quantities["progress/examples_seen"] = self.examples_seen
         quantities["progress/epoch"] = self.current_epoch
         self.log_quantities(quantities)
+
+
+def _seed_global_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # on all devices
+
+
+def _global_generators(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's own generators, as tensors and plain types."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert name == "MT19937"
+    assert isinstance(keys, np.ndarray)
+    return {
+        "python": random.getstate(),
+        "numpy": {"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [int(position), int(has_gauss), float(gauss)]},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _set_global_generators(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(("MT19937", state["numpy"]["keys"].numpy().astype(np.uint32), *state["numpy"]["rest"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

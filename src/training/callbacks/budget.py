@@ -2,6 +2,7 @@
 
 import lightning as L
 
+from src.core.errors import UserError
 from src.training.module import TrainingModule
 
 __all__ = ["StepBudget"]
@@ -12,6 +13,13 @@ class StepBudget(L.Callback):
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
+
+    def setup(self, trainer: L.Trainer, pl_module: TrainingModule, stage: str) -> None:
+        if self.max_steps % pl_module.accumulate_batches:
+            raise UserError(
+                f"trainer.max_steps={self.max_steps} counts batches and must be a multiple of training.accumulate_batches="
+                f"{pl_module.accumulate_batches}"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         if pl_module.step >= self.max_steps:  # resumed behind its last step

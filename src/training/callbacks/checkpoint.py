@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from src.core.collectives import largest_over_ranks, meet
 from src.core.errors import UserError, require_at_least
 from src.core.protocols import Trainable
 from src.training.module import TrainingModule
@@ -17,15 +18,17 @@ __all__ = ["LastAndBest"]
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; the end of a machine's time; Slurm's warning of it
+# Ctrl-C; the end of a machine's time; Slurm's warning of it, by habit; the same, as submitit asks for it
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastAndBest(L.Callback):
     """Writes `last.ckpt` after every validation and at the end, and `best.ckpt` when the monitored quantity falls.
 
-    It also writes the last one as time goes by, and when the process is asked to end: by Ctrl-C, SIGTERM or SIGUSR1, after
-    the step that is running. Then the training ends, to be resumed later. (Lightning's own checkpoints by time never come
-    with two optimizers.)
+    It also writes the last one as time goes by, and when the process is asked to end: by Ctrl-C, SIGTERM, SIGUSR1 or
+    SIGUSR2, after the step that is running, or the last one of its round. Then the training ends, to be resumed later.
+    (Lightning's own checkpoints by time never come with two optimizers.) On several devices all processes save and end
+    after the same step, whichever of them was asked.
 
     Args:
         directory: where the checkpoints go.
@@ -40,7 +43,7 @@ class LastAndBest(L.Callback):
         self._monitor = monitor
         self._every_minutes = every_minutes
         self._saved_at = time.monotonic()
-        self._asked_by: str | None = None  # the signal
+        self._asked_by = 0  # the number of the signal, if there was one
         self._handlers: dict[signal.Signals, Any] = {}  # those that were there before
         self._best: float | None = None
         self._is_due = False
@@ -57,23 +60,26 @@ class LastAndBest(L.Callback):
         self._handlers = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
+        if trainer.is_last_batch or pl_module.place_in_round:  # what follows the last batch belongs to its step
+            return
         minutes = (time.monotonic() - self._saved_at) / 60
         is_time = self._every_minutes is not None and minutes >= self._every_minutes
-        if not (is_time or self._asked_by) or trainer.is_last_batch:  # what follows the last batch belongs to its step
-            return
-        self._save_last(trainer, pl_module)
-        self._end_if_asked(trainer)
+        asked_by, is_time = self._on_any_rank(pl_module, is_time)
+        if is_time or asked_by:
+            self._save_last(trainer, pl_module)
+            self._end_if_asked(trainer, asked_by)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._is_due = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        asked_by, _ = self._on_any_rank(pl_module, False)
         if self._is_due:
             self._is_due = False
             self._save_validated(trainer, pl_module)
-        elif self._asked_by:
+        elif asked_by:
             self._save_last(trainer, pl_module)
-        self._end_if_asked(trainer)
+        self._end_if_asked(trainer, asked_by)
 
     def _save_validated(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         value = trainer.callback_metrics.get(self._monitor)
@@ -96,13 +102,18 @@ class LastAndBest(L.Callback):
 
     def _ask(self, number: int, frame: object) -> None:
         """Note a signal; the step that is running goes on to its end. A second one ends the process at once."""
-        if self._asked_by is not None:
+        if self._asked_by:
             raise KeyboardInterrupt
-        self._asked_by = signal.Signals(number).name
+        self._asked_by = number
 
-    def _end_if_asked(self, trainer: L.Trainer) -> None:
-        if self._asked_by is not None and not trainer.should_stop:
-            log.info(f"{self._asked_by}: saved the last checkpoint")
+    def _on_any_rank(self, pl_module: TrainingModule, is_time: bool) -> tuple[int, bool]:
+        """The signal that one of the processes got, or 0; and whether it is time for a checkpoint on one of them."""
+        both = largest_over_ranks(2 * self._asked_by + is_time, pl_module.device)
+        return both // 2, bool(both % 2)
+
+    def _end_if_asked(self, trainer: L.Trainer, asked_by: int) -> None:
+        if asked_by and not trainer.should_stop:
+            log.info(f"{signal.Signals(asked_by).name}: saved the last checkpoint")
             raise KeyboardInterrupt
 
     def _require_known_monitor(self, trainer: L.Trainer) -> None:
@@ -122,3 +133,4 @@ class LastAndBest(L.Callback):
         trainer.save_checkpoint(unfinished)
         if trainer.is_global_zero:
             unfinished.replace(self._directory / name)
+        meet()
