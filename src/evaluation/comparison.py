@@ -10,7 +10,7 @@ A metric that is best near zero is compared by its absolute values.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -151,6 +151,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     left_out: Iterable[str] = (),
     refusals: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare runs.
 
@@ -159,6 +160,7 @@ def compare(
         metrics: names of the columns; None for all that have a value, in the order of the first run.
         left_out: sentences about runs without results.
         refusals: sentences about results that cannot be read.
+        labels: of the rows, by the `group` of their runs; None for model and data, with the settings that tell rows apart.
     """
     kept, repeated = one_per_seed(runs)
     known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
@@ -167,7 +169,9 @@ def compare(
         raise UserError(f"metric={unknown[0]} was measured in no run; allowed: {', '.join(known) or 'none so far'}")
     names = [metric for metric in named if metrics is not None or any(run.entry(metric) for run in kept)]
     terms = {metric: _common_terms(metric, kept) for metric in names}
-    rows = make_rows(kept, lambda run: [entry for metric in names if (entry := _fitting(run, metric, terms[metric]))])
+    rows = make_rows(
+        kept, lambda run: [entry for metric in names if (entry := _fitting(run, metric, terms[metric]))], labels
+    )
     columns = tuple(_column(metric, kept, rows, terms[metric]) for metric in names)
     return Comparison(
         rows=rows,

@@ -5,6 +5,8 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -13,9 +15,10 @@ from rich.text import Text
 from src.evaluation.comparison import ANCHORS, Anchor, Cell, Column, Comparison, Verdict
 from src.evaluation.comparison_rows import canonical
 
-__all__ = ["print_text", "sentences", "to_csv", "to_markdown", "verdict_sentence"]
+__all__ = ["as_text", "narrow_table", "print_text", "sentences", "shown_value", "to_csv", "to_markdown", "verdict_sentence"]
 
 _Styled = tuple[str, str]  # a text and its style: "bold", "dim" or none
+_WIDE = 10_000  # characters: nothing is wrapped
 _MOST_COLUMNS = 6  # metrics; more of them are shown as rows
 
 _CSV_FIELDS = (
@@ -26,17 +29,61 @@ _CSV_FIELDS = (
 
 def print_text(comparison: Comparison, console: Console) -> None:
     """Print the table, best values bold, and below it every sentence in a line of its own."""
-    headings, *rows = _grid(comparison)
-    table = Table()
-    for i, heading in enumerate(headings):
-        table.add_column(_styled(heading), justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_styled, row))
-    console.print(table)
+    console.print(_table(_grid(comparison)))
     for title, lines in sentences(comparison).items():
         console.print(f"\n{title}:", style="bold", markup=False, highlight=False)
         for line in lines:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def narrow_table(comparison: Comparison, width: int, most_rows: int) -> tuple[Table, int]:
+    """A table with a row a run that has as many of the first columns as fit, at least one; and how many these are.
+
+    Args:
+        comparison: what to show.
+        width: in characters.
+        most_rows: of more rows those that are best by the first column are shown.
+    """
+    console = Console(width=_WIDE)
+    part = _best_rows(comparison, most_rows)
+    weights = {row.weights for row in part.rows}
+    for num_columns in range(min(len(part.columns), _MOST_COLUMNS), 0, -1):
+        grid = _grid(replace(part, columns=part.columns[:num_columns]))
+        table = _table([[*row[:2], *row[2 if len(weights) > 1 else 3 :]] for row in grid])
+        if num_columns == 1 or console.measure(table).maximum <= width:
+            return table, num_columns
+    return _table(_grid(part)), 0
+
+
+def _best_rows(comparison: Comparison, most: int) -> Comparison:
+    """The rows that are best by the first column, in their order; those without a value there come last."""
+    if len(comparison.rows) <= most or not comparison.columns:
+        return comparison
+    first = comparison.columns[0]
+    losses = [fmean(cell.losses(first.better).values()) if cell.values else math.inf for cell in first.cells]
+    kept = sorted(sorted(range(len(losses)), key=losses.__getitem__)[:most])
+    columns = [
+        replace(
+            column,
+            cells=tuple(column.cells[i] for i in kept),
+            best=tuple(kept.index(i) for i in column.best if i in kept),
+        )
+        for column in comparison.columns
+    ]
+    return replace(comparison, rows=tuple(comparison.rows[i] for i in kept), columns=tuple(columns))
+
+
+def as_text(table: Table, width: int) -> str:
+    """The table without any style, for a log."""
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def shown_value(comparison: Comparison, column: Column, row: int) -> str:
+    """A cell as the table shows it: `11.6 [11.2, 12.0]` or `12.0 ± 2.0 (3)`."""
+    return _cell(column.cells[row], len(comparison.rows[row].runs))
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -122,6 +169,16 @@ def _grid(comparison: Comparison) -> list[list[_Styled]]:
     if len(comparison.columns) <= _MOST_COLUMNS:
         return grid
     return [list(column) for column in zip(*grid, strict=True)]
+
+
+def _table(grid: list[list[_Styled]]) -> Table:
+    headings, *rows = grid
+    table = Table()
+    for i, heading in enumerate(headings):
+        table.add_column(_styled(heading), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_styled, row))
+    return table
 
 
 def _styled(cell: _Styled) -> Text:

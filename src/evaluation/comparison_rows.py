@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -99,17 +99,22 @@ def one_per_seed(runs: Sequence[RunResults]) -> tuple[list[RunResults], list[str
     ]
 
 
-def make_rows(runs: Sequence[RunResults], values: Callable[[RunResults], list[dict[str, Any]]]) -> tuple[Row, ...]:
+def make_rows(
+    runs: Sequence[RunResults],
+    values: Callable[[RunResults], list[dict[str, Any]]],
+    labels: Mapping[str, str] | None = None,
+) -> tuple[Row, ...]:
     """Rows in the order of their first runs. The origin of a row is the one that most of its values have.
 
     Args:
         runs: one a seed.
         values: the entries of a run that may stand in the table.
+        labels: by group; None for model and data, with the settings that tell rows apart.
     """
     groups: dict[str, list[RunResults]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    labels = _labels([group[0] for group in groups.values()])
+    labels = labels or _labels([group[0] for group in groups.values()])
     return tuple(_row(labels[name], group, values) for name, group in groups.items())
 
 
