@@ -12,10 +12,11 @@ from rich.console import Console
 from torch import nn
 
 from src.build import build, build_model, plain
+from src.core.collectives import broadcast_from_first, num_ranks, own_rank, part
 from src.core.errors import NotApplicable, UserError
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
-from src.evaluation.protocol import evaluate
+from src.evaluation.protocol import Drawn, draw_together, evaluate
 from src.evaluation.results import absences, findings, results_table, scalars, to_json
 from src.metrics.features import Extractor, NetworkExtractor
 from src.metrics.frozen_classifier import find_frozen, read_frozen
@@ -25,6 +26,7 @@ from src.training.weights import load_weights
 
 __all__ = [
     "evaluate_run",
+    "help_to_evaluate",
     "light_measure",
     "load_data",
     "load_model",
@@ -66,19 +68,25 @@ def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint:
     model = load_model(config, spec)
     file = run.checkpoint(checkpoint)
     about = load_weights(model, file)
+    return model.eval().to(_device(config)), about | {"checkpoint": file.stem}
+
+
+def _device(config: DictConfig) -> str:
     wants_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return model.eval().to("cuda" if wants_gpu else "cpu"), about | {"checkpoint": file.stem}
+    return "cuda" if wants_gpu else "cpu"  # of several, this process's own
 
 
 def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any]:
     """Measure a run's checkpoint; writes and prints the results and returns them as plain JSON types.
 
-    Earlier results of metrics that are not measured now stay in the run's `results.json`.
+    Earlier results of metrics that are not measured now stay in the run's `results.json`. After a training on several
+    devices rank 0 calls this and the others `help_to_evaluate`: all draw the samples, then rank 0 measures them by itself.
     """
     settings = config.evaluation
     earlier = run.results() or {}
     model, about = load_trained_model(run, config, data.spec, settings.checkpoint)
     log.info(f"evaluating the {about['checkpoint']} checkpoint, {about['weights']} weights")
+    drawn = _draw_with_all(model, data, config) if num_ranks() > 1 else None
     results = evaluate(
         model=model,
         untrained=load_model(config, data.spec),
@@ -91,6 +99,7 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         batch_size=settings.batch_size,
         seed=settings.seed,
         about=about,
+        drawn=drawn,
     )
     as_json = to_json(results)
     kept = earlier.get("metrics", {}) if earlier.get("schema") == as_json["schema"] else {}
@@ -102,6 +111,25 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
     run.write_results(as_json | {"metrics": kept})
     _report(as_json)
     return as_json
+
+
+def help_to_evaluate(data: ArrayData, config: DictConfig) -> None:
+    """What the other ranks do while rank 0 is in `evaluate_run`: their share of the drawing, with rank 0's weights."""
+    assert own_rank() > 0
+    _draw_with_all(load_model(config, data.spec).to(_device(config)), data, config)
+
+
+def _draw_with_all(model: nn.Module, data: ArrayData, config: DictConfig) -> tuple[Drawn, Drawn] | None:
+    """This process's share in drawing from rank 0's model and from the untrained one; on rank 0 all samples. None if there
+    is nothing to measure. It is the last that the processes do together."""
+    broadcast_from_first(model)
+    drawn, settings = None, config.evaluation
+    if config.metric:
+        how = (data, settings.num_samples, settings.batch_size, settings.seed)
+        untrained, name = load_model(config, data.spec).to(_device(config)), config.name.model
+        drawn = draw_together(model, name, *how), draw_together(untrained, f"the untrained {name}", *how)
+    part()
+    return drawn
 
 
 def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:

@@ -114,7 +114,14 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     from src.build import build, plain
     from src.evaluation.protocol import require_protocol
     from src.evaluation.results import scalars, to_markdown
-    from src.experiment import evaluate_run, light_measure, load_data, load_model, require_classifier_settings
+    from src.experiment import (
+        evaluate_run,
+        help_to_evaluate,
+        light_measure,
+        load_data,
+        load_model,
+        require_classifier_settings,
+    )
     from src.training.callbacks.dashboard import Dashboard
     from src.training.final_metrics import log_final_metrics, log_hyper_parameters
     from src.training.fit import make_trainer, make_training_module
@@ -122,7 +129,9 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
     data = load_data(config)
-    run.write_spec(data.spec.to_dict())
+    is_first = global_rank() == 0
+    if is_first:
+        run.write_spec(data.spec.to_dict())
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
     require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
@@ -140,13 +149,17 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         *(build(node) for name, node in config.callback.items() if name not in _OWN_CALLBACKS),
     ]
     loggers = [build(node)(save_dir=run.path) for node in config.logger.values()]
-    if checkpoint is not None:
+    if checkpoint is not None and is_first:
         _go_on_logging(loggers, checkpoint)
     trainer = make_trainer(default_root_dir=run.path, callbacks=callbacks, logger=loggers, **build(config.trainer))
     module = make_training_module(model, build(config.optim), build(config.training), config.seed)
-    run.write_environment(config.seed, str(trainer.strategy.root_device))
+    if is_first:
+        run.write_environment(config.seed, str(trainer.strategy.root_device))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
+    if not is_first:
+        help_to_evaluate(data, config)
+        return
     results = evaluate_run(run, data, config)
     log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
     log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)
@@ -198,11 +211,6 @@ def _check(config: DictConfig) -> None:
             raise UserError(
                 f"callback.light_evaluation.metrics: {name} is not a metric; allowed: {', '.join(sorted(known))}"
             )
-    if config.trainer.devices not in (1, "1") or config.trainer.num_nodes != 1:
-        raise UserError(
-            f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: a run uses one device "
-            "so far; to use several, start a run on each (CUDA_VISIBLE_DEVICES=1 python -m src.train ...)"
-        )
 
 
 def main() -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.collectives import gather_to_first, num_ranks, own_rank
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise, derive_seed, hash_bits
@@ -19,7 +20,10 @@ from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Inputs, Measurement, Metric
 from src.metrics.store import Store
 
-__all__ = ["draw_samples", "evaluate", "require_protocol", "spread_classes"]
+__all__ = ["Drawn", "draw_samples", "draw_together", "evaluate", "require_protocol", "spread_classes"]
+
+Drawn = list[tuple[Tensor, Tensor | None]] | NotApplicable
+"""Batches of a model's samples: bytes `(B, C, H, W)` and the classes they were asked for; or why there are none."""
 
 _DEFAULT_MAX_SAMPLES = 10_000
 _SOFTWARE = ("torch", "torchmetrics", "torch-fidelity")
@@ -37,6 +41,7 @@ def evaluate(
     batch_size: int,
     seed: int,
     about: dict[str, Any],
+    drawn: tuple[Drawn, Drawn] | None = None,
 ) -> dict[str, Measurement | NotApplicable]:
     """Measure a model.
 
@@ -53,23 +58,24 @@ def evaluate(
         batch_size: samples drawn at a time; it does not change them.
         seed: seed of the samples and of everything else that is random.
         about: what every card shall say of the model, e.g. which weights were measured.
+        drawn: the samples of the model and of the untrained one, if `draw_together` has drawn them.
     """
     require_protocol(num_samples, batch_size)
-    num_test = len(data.arrays.splits["test"])
-    num_samples = min(num_test, _DEFAULT_MAX_SAMPLES) if num_samples is None else num_samples
+    num_samples = _num_samples(data, num_samples)
     device = next(model.parameters()).device
     model.eval()
     is_image = data.spec.modality == "image"
     labels = _data_classes(data, num_samples, seed)
     condition = None if labels is None else labels.to(device)
     draw = (data.spec, condition, num_samples, batch_size, seed)
-    generated = _generated(model, model_name, *draw) if is_image else _NO_IMAGES
+    drawn_after, drawn_before = (None, None) if drawn is None else drawn
+    generated = _generated(model, model_name, *draw, drawn_after) if is_image else _NO_IMAGES
     anchors = {
         HELD_OUT: _split_images(data, "test", num_samples),
         NOISE: _noise(data.spec, labels, num_samples, batch_size, seed),
     }
     if untrained is not None and isinstance(generated, ImageSet):
-        before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw)
+        before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw, drawn_before)
         anchors |= {UNTRAINED: before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
@@ -104,10 +110,18 @@ def require_protocol(num_samples: int | None, batch_size: int) -> None:
 
 @torch.no_grad()
 def draw_samples(
-    model: CanSample, num_samples: int, batch_size: int, seed: int, condition: Tensor | None
+    model: CanSample,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    condition: Tensor | None,
+    turn: tuple[int, int] = (0, 1),
 ) -> Iterable[Tensor]:
-    """Batches of samples in data units; sample i depends on the seed and i alone, not on the batch size."""
-    for start in range(0, num_samples, batch_size):
+    """Batches of samples in data units; sample i depends on the seed and i alone, not on the batch size.
+
+    With turn = (i, n), the i-th batch (from 0) and every n-th from there.
+    """
+    for start in range(turn[0] * batch_size, num_samples, turn[1] * batch_size):
         n = min(batch_size, num_samples - start)
         part = None if condition is None else condition[start : start + n]
         yield model.sample(n, part, generator=SampleNoise(seed, start))
@@ -118,7 +132,60 @@ def spread_classes(spec: DataSpec, num_samples: int, device: torch.device) -> Te
     return torch.arange(num_samples, device=device) % spec.num_classes
 
 
+def draw_together(
+    model: nn.Module, model_name: str, data: ArrayData, num_samples: int | None, batch_size: int, seed: int
+) -> Drawn:
+    """The samples that `evaluate` would draw, drawn by all processes of the run, which call this at the same time.
+
+    They take turns in batches, so that each sample is drawn once and is, to the bit, that of a run on one device. Rank 0
+    gets all of them, the others nothing.
+    """
+    if data.spec.modality != "image":
+        return _NO_IMAGES
+    if not isinstance(model, CanSample):
+        return NotApplicable(f"{model_name} has no {CanSample.__name__}")
+    num_samples = _num_samples(data, num_samples)
+    labels = _data_classes(data, num_samples, seed) if model.is_conditional else None
+    condition = None if labels is None else labels.to(next(model.parameters()).device)
+    turn = (own_rank(), num_ranks())
+    shares = gather_to_first(_drawn(model.eval(), model_name, data.spec, condition, num_samples, batch_size, seed, turn))
+    for share in shares:
+        if isinstance(share, NotApplicable):
+            return share
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
+
+
 _NO_IMAGES = NotApplicable("only images are measured on features so far")
+
+
+def _num_samples(data: ArrayData, num_samples: int | None) -> int:
+    num_test = len(data.arrays.splits["test"])
+    return min(num_test, _DEFAULT_MAX_SAMPLES) if num_samples is None else num_samples
+
+
+def _drawn(
+    model: CanSample,
+    model_name: str,
+    spec: DataSpec,
+    condition: Tensor | None,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    turn: tuple[int, int] = (0, 1),
+) -> Drawn:
+    """The samples, of a conditional model for the classes `(num_samples,)`; `turn` as in `draw_samples`."""
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    start = turn[0] * batch_size
+    for x in draw_samples(model, num_samples, batch_size, seed, condition, turn):
+        asked = (min(batch_size, num_samples - start), *spec.shape)
+        if tuple(x.shape) != asked:
+            return NotApplicable(f"{model_name} drew samples of the shape {tuple(x.shape)} where {asked} was asked for")
+        if not x.isfinite().all():
+            return NotApplicable(f"{model_name} drew samples that are not finite")
+        labels = None if condition is None else condition[start : start + len(x)].cpu()
+        parts.append((spec.to_bytes(x).cpu(), labels))
+        start += turn[1] * batch_size
+    return parts
 
 
 def _generated(
@@ -129,6 +196,7 @@ def _generated(
     num_samples: int,
     batch_size: int,
     seed: int,
+    drawn: Drawn | None,
 ) -> ImageSet | NotApplicable:
     """The model's samples as images, drawn when they are first asked for and kept as bytes."""
     if not isinstance(model, CanSample):
@@ -136,22 +204,11 @@ def _generated(
     condition = condition if model.is_conditional else None
 
     @functools.cache
-    def drawn() -> list[tuple[Tensor, Tensor | None]] | NotApplicable:
-        parts: list[tuple[Tensor, Tensor | None]] = []
-        start = 0
-        for x in draw_samples(model, num_samples, batch_size, seed, condition):
-            asked = (min(batch_size, num_samples - start), *spec.shape)
-            if tuple(x.shape) != asked:
-                return NotApplicable(f"{model_name} drew samples of the shape {tuple(x.shape)} where {asked} was asked for")
-            if not x.isfinite().all():
-                return NotApplicable(f"{model_name} drew samples that are not finite")
-            labels = None if condition is None else condition[start : start + len(x)].cpu()
-            parts.append((spec.to_bytes(x).cpu(), labels))
-            start += len(x)
-        return parts
+    def all_drawn() -> Drawn:
+        return _drawn(model, model_name, spec, condition, num_samples, batch_size, seed) if drawn is None else drawn
 
     def images() -> list[tuple[Tensor, Tensor | None]]:
-        parts = drawn()
+        parts = all_drawn()
         if isinstance(parts, NotApplicable):
             raise parts
         return parts
