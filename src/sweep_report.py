@@ -21,7 +21,7 @@ from src.evaluation.comparison import Column, Comparison, compare
 from src.evaluation.comparison_formats import as_text, narrow_table, shown_value, to_csv, to_markdown
 from src.evaluation.comparison_rows import RunResults, leaves, shown
 from src.run_comparison import Measured, by_number, read_runs
-from src.runs import Run
+from src.runs import Run, descriptive
 from src.sweep_picture import Tile, arrange, newest_grid, paint
 
 __all__ = ["JobEnd", "SweepReport", "write_report"]
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _COMPLETE = ("done", "pruned")
 _STATUSES = (*_COMPLETE, "failed", "damaged", "interrupted", "running", "waiting")  # in the order they are said
 _JOB_FILES = ("status.json", "job.json", "config.yaml")  # a directory with any of them is a job
-_CONTROLS = ("hydra", "resume", "sweep", "plan", "retry_failed", "objective")  # overrides of the command, not of a job
 _LEAST_WIDTH, _MOST_ROWS = 120, 20  # of the table in a log
 
 
@@ -209,12 +208,11 @@ def _json(file: Path) -> dict[str, Any]:
 def _overrides(lines: Any) -> dict[str, str]:
     """`{"optim.lr": "0.1"}` of `["optim.lr=0.1"]`, without those that steer the command."""
     found = {}
-    for line in lines if isinstance(lines, list) else []:
-        key, equals, value = str(line).partition("=")
+    for line in descriptive(map(str, lines if isinstance(lines, list) else [])):
+        key, equals, value = line.partition("=")
         key = key.lstrip("+~").partition("@")[0]
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        if key.partition(".")[0] not in _CONTROLS:
-            found[key] = (value[1:-1] if quoted else value) if equals else "none"
+        found[key] = (value[1:-1] if quoted else value) if equals else "none"
     return found
 
 
