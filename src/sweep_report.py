@@ -384,8 +384,10 @@ def _best(comparison: Comparison, column: Column) -> Iterator[str]:
         return
     value = shown_value(comparison, column, column.best[0])
     words = Counter(verdict.word for verdict in comparison.verdicts if verdict.metric == column.metric)
-    told = ", ".join(f"{number} {word}" for word, number in words.most_common())
-    others = f"of {words.total()} others" if words.total() > 1 else "the other"
+    if words.total() > 1:
+        others, told = f"of {words.total()} others", ", ".join(f"{number} {word}" for word, number in words.most_common())
+    else:
+        others, told = "the other", "".join(words)
     yield f"best by {column.metric}: {_names(comparison, column)}, {value}" + (f"; {others}: {told}" if told else "")
 
 
