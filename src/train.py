@@ -123,6 +123,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         require_classifier_settings,
     )
     from src.training.callbacks.dashboard import Dashboard
+    from src.training.callbacks.held_out_means import HeldOutMeans, held_out_means
     from src.training.final_metrics import log_final_metrics, log_hyper_parameters
     from src.training.fit import make_trainer, make_training_module
 
@@ -143,6 +144,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     callbacks = [
         build(config.callback.progress)(console=get_console()),
         Dashboard(),
+        HeldOutMeans(),
         build(config.callback.pictures)(directory=run.samples),
         build(config.callback.checkpoint)(directory=run.checkpoints),
         build(config.callback.light_evaluation)(measure=light_measure(config, data)),
@@ -160,6 +162,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     if not is_first:
         help_to_evaluate(data, config)
         return
+    run.write_validation(held_out_means(run.checkpoint(config.evaluation.checkpoint)))
     results = evaluate_run(run, data, config)
     log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
     log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)

@@ -40,15 +40,17 @@ class LightEvaluation(L.Callback):
         self._metrics = metrics
         self._every_n_validations = every_n_validations
         self._num_validations = 0
+        self.latest: dict[str, float] = {}  # what was measured after the latest validation; nothing if it was not due
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._num_validations += 1
+        self.latest = {}
         is_due = self._metrics and self._num_validations % self._every_n_validations == 0
         if not is_due or not trainer.is_global_zero:
             return
         with pl_module.averaged_weights():
-            values, findings = self._measure(pl_module.model, self._num_samples, self._metrics)
-        pl_module.log_quantities({f"light_evaluation/{name}": value for name, value in values.items()})
+            self.latest, findings = self._measure(pl_module.model, self._num_samples, self._metrics)
+        pl_module.log_quantities({f"light_evaluation/{name}": value for name, value in self.latest.items()})
         for words in findings:
             log.info(f"step {pl_module.step}: {words}")
 
