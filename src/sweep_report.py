@@ -374,7 +374,7 @@ def _results(comparison: Comparison) -> Iterator[str]:
         "alarms": len(comparison.alarms),
         "refused values": len(comparison.refusals),
     }
-    if told := [f"{number} {what}" for what, number in more.items() if number]:
+    if told := [f"{what}: {number}" for what, number in more.items() if number]:
         yield f"in compare.md: {', '.join(told)}"
 
 

@@ -281,7 +281,7 @@ def test_the_table_on_the_screen_fits_and_says_what_it_leaves_out(sweep, said):
     assert "optim.lr=0 " in table[3]
     assert len(table) == 20 + 4
     assert not any(f"optim.lr={i} " in line for i in range(23) if (i * 7) % 23 >= 20 for line in table)
-    assert "in compare.md: 3 more rows, " in said.text
+    assert "in compare.md: more rows: 3, " in said.text
 
 
 def test_without_results_that_is_said(sweep, said):
