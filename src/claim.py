@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from src.core.errors import UserError
 
-__all__ = ["ClaimedError", "claim"]
+__all__ = ["ClaimedError", "claim", "is_claimed"]
 
 _SIGN_EVERY_SECONDS = 5.0
 _DEAD_AFTER_SECONDS = 20.0  # without a sign, on another machine
@@ -52,6 +52,16 @@ def claim(directory: Path) -> Iterator[None]:
         if _holder(sign) == (platform.node(), os.getpid()):
             sign.unlink()
         lock.release()
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a process seems to work on the directory, without getting in its way."""
+    sign = directory / ".claim.json"
+    host, pid = _holder(sign)
+    if host == platform.node():
+        return _is_alive(pid)
+    touched = _touched(sign)
+    return touched is not None and time.time() - touched / 1e9 < _DEAD_AFTER_SECONDS
 
 
 def _acquire(lock: FileLock, sign: Path) -> None:

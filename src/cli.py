@@ -101,9 +101,10 @@ def _sweep(decorated: Callable[[], Any], overrides: list[str], config: DictConfi
         if sentence is None:
             raise
         code = _in_one_line(sentence)
-    if config.plan:
-        if not was_there:
-            shutil.rmtree(directory)
+    has_jobs = any(directory.glob("*/status.json"))
+    if not was_there and not has_jobs:
+        shutil.rmtree(directory)
+    if config.plan or not has_jobs:
         sys.exit(code)
     is_complete = end(directory)
     sys.exit(code or (0 if is_complete else 1))

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,21 @@ from typing import IO
 
 from omegaconf import DictConfig, open_dict
 
-from src.claim import ClaimedError, claim
+from src.claim import ClaimedError, claim, is_claimed
 from src.core.errors import UserError
 from src.runs import Run, descriptive, without_controls
 
-__all__ = ["ENDS_WITH_PARENT", "Job", "JobProcess", "named", "objectives", "prepare", "run_as_job", "settle"]
+__all__ = [
+    "ENDS_WITH_PARENT",
+    "Job",
+    "JobProcess",
+    "named",
+    "objectives",
+    "prepare",
+    "run_as_job",
+    "run_in_worker",
+    "settle_lost",
+]
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +169,10 @@ class JobProcess:
         self._process.stdin.close()
         if self._output is not None:
             self._output.close()
-        settle(Run(self._directory), self._process.returncode, self._was_asked)
+        _settle(Run(self._directory), self._process.returncode, self._was_asked)
 
 
-def settle(run: Run, code: int, was_stopped: bool) -> None:
+def _settle(run: Run, code: int, was_stopped: bool) -> None:
     """Put down how a job ended whose process could not do that itself; `code` is what the process ended with."""
     if run.status()["status"] not in ("waiting", "running"):
         return
@@ -177,6 +188,37 @@ def settle(run: Run, code: int, was_stopped: bool) -> None:
                 run.set_status("failed", f"its process ended with code {code}")
     except ClaimedError:
         return  # another sweep works on it
+
+
+def settle_lost(run: Run, reason: str | None) -> None:
+    """Put down how a job ended whose keeper was lost, after the time that it has to save itself.
+
+    Args:
+        run: the job's.
+        reason: of its failure, if it could not end by itself; None if it was asked to.
+    """
+    end = time.monotonic() + _SAVING_SECONDS
+    while is_claimed(run.path) and time.monotonic() < end:
+        time.sleep(0.1)
+    status = run.status()["status"]
+    if status in ("waiting", "running") and not is_claimed(run.path):
+        with claim(run.path):
+            if reason is not None:
+                run.set_status("failed", reason)
+            elif status == "running":
+                run.set_status("interrupted")
+
+
+def run_in_worker(directory: str, folder: str) -> None:
+    """Train a job in a process that something else has started, as a worker of a cluster.
+
+    Args:
+        directory: the job's.
+        folder: to run in, for the paths of its config.
+    """
+    os.chdir(folder)
+    path = Path(directory)
+    JobProcess(path, path / "output.txt", {}).wait()
 
 
 def objectives(run: Run, wanted: list[str]) -> list[float]:

@@ -3,8 +3,10 @@
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from src.launchers.local import LocalJobs
+from src.launchers.ray import RayJobs
+from src.launchers.slurm import SlurmJobs
 
-__all__ = ["GridSweeper", "LocalLauncher"]
+__all__ = ["GridSweeper", "LocalLauncher", "RayLauncher", "SlurmLauncher"]
 
 
 class GridSweeper(BasicSweeper):
@@ -21,3 +23,9 @@ class GridSweeper(BasicSweeper):
 
 
 class LocalLauncher(LocalJobs): ...
+
+
+class RayLauncher(RayJobs): ...
+
+
+class SlurmLauncher(SlurmJobs): ...
