@@ -5,8 +5,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from src.launchers.local import LocalJobs
 from src.launchers.ray import RayJobs
 from src.launchers.slurm import SlurmJobs
+from src.search import Search
 
-__all__ = ["GridSweeper", "LocalLauncher", "RayLauncher", "SlurmLauncher"]
+__all__ = ["GridSweeper", "LocalLauncher", "OptunaSweeper", "RayLauncher", "SlurmLauncher"]
 
 
 class GridSweeper(BasicSweeper):
@@ -29,3 +30,6 @@ class RayLauncher(RayJobs): ...
 
 
 class SlurmLauncher(SlurmJobs): ...
+
+
+class OptunaSweeper(Search): ...
