@@ -5,14 +5,22 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ARGS ?=
+COMPILE := $(RUN) -m uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+	--custom-compile-command "make lock"
+PACKAGES_OF := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint tensorboard bench lock clean
+.PHONY: help setup extra train test test-all lint tensorboard bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup: $(READY)  ## make the virtual environment .venv with the pinned dependencies
+
+extra: $(READY)  ## add what only some sweeps need: EXTRA=ray, EXTRA=slurm or EXTRA=optuna
+	@case "$(EXTRA)" in ray|slurm|optuna) ;; *) echo 'error: EXTRA must be ray, slurm or optuna: make extra EXTRA=ray'; exit 1;; esac
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes --constraint requirements-extras.lock \
+		$$($(RUN) -c '$(PACKAGES_OF)' $(EXTRA))
 
 train: $(READY)  ## train a VAE on the embedded digits (ARGS="model=dcgan data=mnist" for others)
 	$(RUN) -m src.train model=vae $(ARGS)
@@ -38,8 +46,8 @@ bench: $(READY)  ## time training steps against a bare PyTorch loop, and an eval
 
 lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(RUN) -m pip install --quiet uv
-	$(RUN) -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+	$(COMPILE) --extra dev --upgrade --output-file requirements.lock
+	$(COMPILE) --all-extras --constraint requirements.lock --output-file requirements-extras.lock
 
 clean:  ## remove the environment and all caches; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -20,8 +20,9 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -49,7 +50,7 @@ def run_entry_point(
     config_name: str,
     task: Callable[[DictConfig], Any],
     check: Callable[[DictConfig], None],
-    end_sweep: Callable[[Path], bool] | None = None,
+    end_sweep: Callable[[Path, DictConfig], bool] | None = None,
 ) -> None:
     """Run `task` under Hydra with the config composed from the command line.
 
@@ -57,7 +58,8 @@ def run_entry_point(
         config_name: file in `conf/`.
         task: called with the config; a `UserError` from it ends the program with its sentence, without a traceback.
         check: called with the config before Hydra makes any directory; raises `UserError` if it cannot be.
-        end_sweep: called with the directory of a sweep when it has ended, however it has; whether all of it is done.
+        end_sweep: called with the directory of a sweep and the config of its first job when it has ended, however it has;
+            says whether all of it is done.
     """
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: _job_name(_root_), replace=True)
@@ -81,7 +83,9 @@ def run_entry_point(
     return None
 
 
-def _sweep(decorated: Callable[[], Any], overrides: list[str], config: DictConfig, end: Callable[[Path], bool]) -> None:
+def _sweep(
+    decorated: Callable[[], Any], overrides: list[str], config: DictConfig, end: Callable[[Path, DictConfig], bool]
+) -> None:
     """Run the sweep in a directory whose name says what is swept, so that the same command finds it again."""
     directory = _sweep_directory(overrides, config.sweep)
     sys.argv.append(f"hydra.sweep.dir='{directory}'")
@@ -106,7 +110,7 @@ def _sweep(decorated: Callable[[], Any], overrides: list[str], config: DictConfi
         shutil.rmtree(directory)
     if config.plan or not has_jobs:
         sys.exit(code)
-    is_complete = end(directory)
+    is_complete = end(directory, config)
     sys.exit(code or (0 if is_complete else 1))
 
 
@@ -129,7 +133,7 @@ def _job_name(root: DictConfig) -> str:
     named = [
         override
         for override in descriptive(map(str, root.hydra.overrides.task))
-        if not override.startswith(("data.root=", "data.cache="))
+        if not override.startswith(("data.root=", "data.cache=", "search="))
     ]
     return "-".join([*filter(None, [_slug(named)]), config_hash(root)])
 
@@ -213,6 +217,8 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
             loader = GlobalHydra.instance().config_loader()  # lists the options of model=glob(*)
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
             _require_options(parsed)
+            parsed += _space(config_name, parsed)
+            _require_options(parsed)
             singles = list(_single_values(parsed))
         except HydraException as error:
             raise UserError(str(error).splitlines()[0]) from error
@@ -231,9 +237,38 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
             yield config
 
 
+def _space(config_name: str, parsed: list[Override]) -> list[Override]:
+    """What the sweeper's `params` vary beside the command line. Refuses a search that is none, or a space for no search."""
+    is_multirun = any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
+    for override in parsed:
+        if override.key_or_group == "search" and (override.is_sweep_override() or not is_multirun):
+            one = "one at a time, as in " if override.is_sweep_override() else ""
+            raise UserError(f"{override.input_line} is a sweep: {one}python -m src.train -m search={_options(override)[0]}")
+    if not is_multirun:
+        return []
+    try:
+        single = next(_single_values(parsed))
+        config = compose(config_name, overrides=single, return_hydra_config=True)
+    except HydraException:
+        return []  # the same error is explained when all is composed
+    given = {override.get_key_element() for override in parsed}
+    params = config.hydra.sweeper.get("params") or {}
+    lines = [f"{key}={value}" for key, value in params.items() if key not in given]
+    found = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+    sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+    for override in [*parsed, *found]:
+        if override.is_interval_sweep() and sweeper in ("grid", "basic"):
+            raise UserError(
+                f"{override.input_line} has no end of values to try one by one; search it with hydra/sweeper=optuna, or name "
+                "values"
+            )
+    return found
+
+
 def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
     """The overrides with one value each: all first values, then every other value in turn."""
-    values = [options for override in parsed if (options := _values(override))]
+    of_hydra = [override for override in parsed if override.is_sweep_override() and override.is_hydra_override()]
+    values = [_values(override) for override in parsed if override not in of_hydra]  # its own to check
     first = [options[0] for options in values]
     yield first
     for i, options in enumerate(values):
@@ -242,13 +277,19 @@ def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    line = str(override.input_line)
+    """The overrides that it stands for, each of one value; the ends of an interval and of a range."""
+    line, value = str(override.input_line), override.value()
     if not override.is_sweep_override():
         return [line]
-    if override.key_or_group.startswith("hydra"):  # Hydra's own to check
-        return []
     key = line.partition("=")[0]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    values = list(override.sweep_string_iterator())
+    if not values:
+        raise UserError(f"{line} names no value, so there is nothing to run")
+    if override.is_range_sweep():
+        values = list(dict.fromkeys([values[0], values[-1]]))
+    return [f"{key}={value}" for value in values]
 
 
 def _require_options(parsed: list[Override]) -> None:
@@ -256,6 +297,9 @@ def _require_options(parsed: list[Override]) -> None:
     for override in parsed:
         group = CONF / override.key_or_group
         options = sorted(file.stem for file in group.glob("*.yaml"))
+        if override.is_hydra_override():  # it brings options of its own
+            loader = GlobalHydra.instance().config_loader()
+            options = loader.get_group_options(override.key_or_group, ObjectType.CONFIG)
         for option in _options(override) if group.is_dir() else ():
             if option not in options:
                 allowed = ", ".join(options) or "none so far"
@@ -287,7 +331,8 @@ def _explain(error: HydraException, config_name: str, parsed: list[Override]) ->
 def _require_known_parts(config: DictConfig, config_name: str, single: list[str], parsed: list[Override]) -> None:
     """Refuse a top-level key that only an experiment or a `+` brings: nothing would read it."""
     if not any(
-        override.key_or_group == "experiment" or override.is_add() or override.is_force_add() for override in parsed
+        override.key_or_group in ("experiment", "search") or override.is_add() or override.is_force_add()
+        for override in parsed
     ):
         return
     root = OmegaConf.load(CONF / f"{config_name}.yaml")

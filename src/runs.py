@@ -197,10 +197,14 @@ class Run:
         return status
 
     def set_status(self, status: str, reason: str | None = None) -> None:
-        """Record how the run is, with the reason of a failure or of its pruning."""
-        entry = {"status": status, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        """Record how the run is, with the reason of a failure or of its pruning, and the seconds that it has run for."""
+        now = datetime.now(UTC)
+        before = self.status() if self.is_there() else {}
+        entry = {"status": status, "time": now.isoformat(timespec="seconds"), "seconds": before.get("seconds", 0.0)}
         if status == "running":
-            entry |= {"host": platform.node(), "pid": str(os.getpid())}
+            entry |= {"host": platform.node(), "pid": str(os.getpid()), "since": now.timestamp()}
+        elif "since" in before:
+            entry["seconds"] += now.timestamp() - before["since"]
         _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
 
     def overrides(self) -> list[str] | None:
@@ -243,6 +247,7 @@ class Run:
             "packages": {name: version(name) for name in _PACKAGES},
             "platform": platform.platform(),
             "num_cpus": os.cpu_count(),
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "device": device,
             "seed": seed,
         }

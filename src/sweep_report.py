@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from rich import get_console
 
+from src.claim import is_claimed
 from src.core.errors import UserError
 from src.evaluation.comparison import Column, Comparison, compare
 from src.evaluation.comparison_formats import as_text, narrow_table, shown_value, to_csv, to_markdown
@@ -46,6 +46,7 @@ class JobEnd:
         config: resolved, plain types; empty if it cannot be read.
         values: final metrics, and held-out means of the training.
         commit: of the code, with `+changes-HASH` if it was changed; empty if nobody knows.
+        seconds: that it has run for, in all its lives.
     """
 
     run: Run
@@ -55,6 +56,7 @@ class JobEnd:
     config: dict[str, Any]
     values: dict[str, float]
     commit: str
+    seconds: float
 
     @property
     def name(self) -> str:
@@ -157,7 +159,13 @@ def _job(run: Run, config: dict[str, Any] | None) -> JobEnd:
         config=_config(run) if config is None else config,
         values=_values(run),
         commit=_commit(_json(run.path / "environment.json")),
+        seconds=_seconds(_json(run.path / "status.json")),
     )
+
+
+def _seconds(status: dict[str, Any]) -> float:
+    seconds = status.get("seconds", 0.0)
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
 
 def _status(run: Run) -> tuple[str, str]:
@@ -171,20 +179,9 @@ def _status(run: Run) -> tuple[str, str]:
         return "damaged", f"status.json says {status}"
     if status != "running":
         return status, reason
-    host, pid = about.get("host"), str(about.get("pid"))
-    if host == platform.node() and pid.isdecimal() and not _is_alive(int(pid)):
-        return "interrupted", f"its process {pid} has ended without a word"
-    return status, f"process {pid} on {host}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    if not is_claimed(run.path):
+        return "interrupted", f"its process {about.get('pid')} has ended without a word"
+    return status, f"process {about.get('pid')} on {about.get('host')}"
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -269,12 +266,14 @@ def _jobs_csv(jobs: Sequence[JobEnd], swept: Sequence[str]) -> str:
     settings = [*swept, *(key for key in ("model", "data", "seed") if key not in swept)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["job", "status", "reason", *settings, *metrics, "commit", "log"])
+    writer.writerow(["job", "status", "reason", *settings, *metrics, "seconds", "commit", "log"])
     for job in jobs:
         values = [repr(job.values[name]) if name in job.values else "" for name in metrics]
         logs = [str(path) for path in job.logs[:1]]
         given = [job.setting(key) for key in settings]
-        writer.writerow([job.name, job.status, job.reason, *given, *values, job.commit, *(logs or [""])])
+        writer.writerow(
+            [job.name, job.status, job.reason, *given, *values, f"{job.seconds:.1f}", job.commit, *(logs or [""])]
+        )
     return file.getvalue()
 
 

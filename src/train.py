@@ -90,7 +90,8 @@ def _to_the_end(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         log.info(f"pruned: {error}")
         return
     except Exception as error:
-        run.set_status("failed", f"{type(error).__name__}: {error}")
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        run.set_status("failed", f"{name}{' '.join(str(error).split())}")
         raise
     except BaseException:  # Ctrl-C, or Lightning's exit after it
         run.set_status("interrupted")
@@ -184,10 +185,15 @@ def _go_on_logging(loggers: list[Any], checkpoint: Path) -> None:
 
 
 def _hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """What a person would compare runs by: the config without its plumbing, each network once."""
-    plumbing = ("callback", "logger", "metric", "evaluation")
-    kept = {key: value for key, value in config.items() if key not in plumbing}
-    return kept | {"model": {key: value for key, value in config["model"].items() if not isinstance(value, dict)}}
+    """What a person would compare runs by: model and data by name, the config without plumbing, each network once."""
+    plumbing = ("callback", "logger", "metric", "evaluation", "name", "model", "data")
+    named = {
+        f"{part}.{key}": value
+        for part in ("model", "data")
+        for key, value in config[part].items()
+        if not isinstance(value, dict) and key not in ("_target_", "cache", "root")  # the name says it; no matter where
+    }
+    return config["name"] | named | {key: value for key, value in config.items() if key not in plumbing}
 
 
 def _quiet_libraries() -> None:
@@ -220,10 +226,10 @@ def main() -> Any:
     run_entry_point("config", train, _check, _end_sweep)
 
 
-def _end_sweep(directory: Path) -> bool:
+def _end_sweep(directory: Path, config: DictConfig) -> bool:
     from src.sweep_report import write_report
 
-    return write_report(directory).is_complete
+    return write_report(directory, list(config.objective) or None).is_complete
 
 
 if __name__ == "__main__":

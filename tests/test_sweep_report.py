@@ -112,7 +112,14 @@ def test_every_job_is_a_row_with_what_was_swept_and_every_digit(sweep):
     sweep.job("b", "model=gan, wide", "optim.lr=1e-2", "seed=1", "trainer=debug", kd=-1.5)
     write_report(sweep.path)
     first, second = sweep.rows()
-    assert list(first) == [*("job", "status", "reason", "model", "optim.lr", "seed", "data"), "fd", "kd", "commit", "log"]
+    assert list(first) == [
+        *("job", "status", "reason", "model", "optim.lr", "seed", "data"),
+        "fd",
+        "kd",
+        "seconds",
+        "commit",
+        "log",
+    ]
     assert [first[key] for key in ("job", "status", "model", "optim.lr", "seed", "data")] == [
         *("a", "done", "vae", "1e-3", "0", "digits")
     ]
@@ -174,7 +181,9 @@ STATES = {
 
 def test_all_states_are_counted_and_told_apart(sweep, said):
     for seed, (name, status) in enumerate(STATES.items()):
-        sweep.job(name, f"seed={seed}", status=status, **({"fd": 1.0} if name == "done" else {}))
+        job = sweep.job(name, f"seed={seed}", status=status, **({"fd": 1.0} if name == "done" else {}))
+        if name == "running":
+            write(job / ".claim.json", {"host": "elsewhere", "pid": 1})  # a sign of life of this moment
     report = write_report(sweep.path)
     assert report.counts == dict.fromkeys(["done", "pruned", "failed", "interrupted", "running", "waiting"], 1)
     assert not report.is_complete
@@ -198,7 +207,8 @@ def test_a_job_whose_process_is_gone_was_interrupted(sweep):
     ended = subprocess.Popen(["true"])
     ended.wait()
     for name, pid in {"gone": ended.pid, "here": os.getpid()}.items():
-        sweep.job(name, status={"status": "running", "host": platform.node(), "pid": str(pid)})
+        job = sweep.job(name, status={"status": "running", "host": platform.node(), "pid": str(pid)})
+        write(job / ".claim.json", {"host": platform.node(), "pid": pid})
     gone, here = write_report(sweep.path).jobs
     assert (gone.status, gone.reason) == ("interrupted", f"its process {ended.pid} has ended without a word")
     assert here.status == "running"
@@ -372,6 +382,33 @@ def test_pictures_of_any_size_fit_into_their_tiles(tmp_path, size):
     assert image.size == (sheet.width, sheet.height)
     assert image.getpixel((sheet.tiles[1].x, sheet.tiles[1].y)) == BLUE
     assert sheet.side <= 528
+
+
+# TensorBoard
+
+
+def test_the_hparams_page_has_a_row_a_job_and_shows_first_what_differs(tmp_path):
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    from src.training.final_metrics import log_final_metrics, log_hyper_parameters
+
+    for seed, (model, metrics) in enumerate({"vae": {"fd": 2.5, "bound": 1.0}, "gan": {"fd": 3.5}}.items()):
+        logger = TensorBoardLogger(tmp_path / model, name="tensorboard", version="", default_hp_metric=False)
+        settings = {"model": model, "seed": seed, "optim": {"lr": 0.1}} | ({"beta": 4.0} if model == "vae" else {})
+        log_hyper_parameters([logger], settings, metrics)
+        log_final_metrics([logger], metrics, "| table |", 7)
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    page = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(tmp_path))))
+    content = page.hparams_metadata(RequestContext(), "")
+    experiment = page.experiment_from_metadata(RequestContext(), "", True, content, [])
+    assert set(content) == {"vae/tensorboard", "gan/tensorboard"}
+    assert [info.name for info in experiment.hparam_infos] == ["model", "seed", "beta", "optim.lr"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["final/bound", "final/fd"]
 
 
 # mistakes

@@ -26,6 +26,9 @@ def log_final_metrics(loggers: list[Logger], metrics: dict[str, float], table: s
 def log_hyper_parameters(loggers: list[Logger], hyper_parameters: dict[str, Any], metrics: dict[str, float]) -> None:
     """Write the HPARAMS entry of a run: what it was made with beside what came out.
 
+    What the columns are is left to TensorBoard, which shows first what differs between the runs that it is given. (A
+    summary of the experiment in one run would make its settings and metrics the columns of all.)
+
     Args:
         hyper_parameters: nested plain types; flattened to `a.b.c`. What is no number, text or truth value, and how
             things are built (`_partial_`), is left out.
@@ -34,7 +37,8 @@ def log_hyper_parameters(loggers: list[Logger], hyper_parameters: dict[str, Any]
     flat = dict(_flatten(hyper_parameters, ""))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            for summary in hparams(flat, _named(metrics)):
+            _, start, end = hparams(flat, _named(metrics))
+            for summary in (start, end):
                 logger.experiment._get_file_writer().add_summary(summary)
 
 
