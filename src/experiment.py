@@ -37,6 +37,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_NUM_THREADS = torch.get_num_threads()  # in training on several devices each process has its share of the cores
+
 LightMeasure = Callable[[nn.Module, int, list[str]], tuple[dict[str, float], list[str]]]
 
 
@@ -129,6 +131,7 @@ def _draw_with_all(model: nn.Module, data: ArrayData, config: DictConfig) -> tup
         untrained, name = load_model(config, data.spec).to(_device(config)), config.name.model
         drawn = draw_together(model, name, *how), draw_together(untrained, f"the untrained {name}", *how)
     part()
+    torch.set_num_threads(_NUM_THREADS)
     return drawn
 
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
@@ -62,14 +65,14 @@ class SaveAfter(L.Callback):
 
 
 def trained(
-    model: str, cache: Path, *callbacks: L.Callback, resume: Path | None = None, workers: int = 0
+    model: str, cache: Path, *callbacks: L.Callback, resume: Path | None = None, workers: int = 0, also: Sequence[str] = ()
 ) -> tuple[TrainingModule, Rows]:
     """A short training on digits, from its beginning or from a checkpoint."""
     small = ("generator.width=8", "discriminator.width=8") if model in ("dcgan", "cgan") else ()
     config = compose_config(
         f"model={model}", *small, "trainer.accelerator=cpu", f"trainer.max_steps={NUM_STEPS}",
         "trainer.val_every_n_epochs=1", "training.log_every_n_steps=3", f"loader.num_workers={workers}",
-        f"data.cache={cache}",
+        f"data.cache={cache}", *also,
     )  # fmt: skip
     with open_dict(config):
         config.name = {"model": model, "data": "digits"}
@@ -95,9 +98,9 @@ def tensors(node: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors(value)]
 
 
-def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int = 0) -> None:
-    whole, rows = trained(model, cache, SaveAfter(cut, tmp_path / "cut.ckpt"), workers=workers)
-    resumed, later_rows = trained(model, cache, resume=tmp_path / "cut.ckpt", workers=workers)
+def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int = 0, also: Sequence[str] = ()) -> None:
+    whole, rows = trained(model, cache, SaveAfter(cut, tmp_path / "cut.ckpt"), workers=workers, also=also)
+    resumed, later_rows = trained(model, cache, resume=tmp_path / "cut.ckpt", workers=workers, also=also)
     assert resumed.step == whole.step == NUM_STEPS
     assert resumed.examples_seen == whole.examples_seen
     for name, weights in whole.state_dict().items():
@@ -119,6 +122,50 @@ def test_it_may_be_cut_anywhere_with_any_number_of_workers(cut, workers, cache, 
     require_same("vae", cache, tmp_path, cut, workers)
 
 
+@pytest.mark.parametrize("model", ["vae", "gan"])
+@pytest.mark.parametrize("how", ["trainer.precision=bf16-mixed", "training.accumulate_batches=2"])
+def test_it_may_be_of_lower_precision_or_accumulate_batches(model, how, cache, tmp_path):
+    require_same(model, cache, tmp_path, cut=14, also=[how])
+
+
+def draw() -> list[float]:
+    return [random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal(), float(torch.rand(()))]
+
+
+class DrawAfter(L.Callback):
+    """Draws from every global generator behind a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.drawn: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
+        if pl_module.step < self._step:
+            draw()
+        if pl_module.step == self._step:
+            self.drawn = draw()
+
+
+def test_the_global_generators_of_python_numpy_and_torch_go_on_too(cache, tmp_path):
+    whole, resumed = DrawAfter(15), DrawAfter(15)
+    trained("vae", cache, whole, SaveAfter(13, tmp_path / "cut.ckpt"))
+    random.seed(3)
+    trained("vae", cache, resumed, resume=tmp_path / "cut.ckpt")
+    assert resumed.drawn == whole.drawn
+
+
+def test_a_checkpoint_waits_for_the_end_of_its_round(cache, tmp_path):
+    class Steps(LastAndBest):
+        steps: ClassVar[list[int]] = []
+
+        def _save_last(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+            self.steps.append(pl_module.step)
+            super()._save_last(trainer, pl_module)
+
+    trained("gan", cache, Steps(tmp_path, "val/loss", every_minutes=0), also=["training.accumulate_batches=4"])
+    assert sorted(set(Steps.steps)) == [4, 8, 12, 16, 20, 24]
+
+
 def command(folder: Path, cache: Path) -> list[str]:
     return [
         *QUICK, "model=gan", "trainer.max_steps=400", "trainer.val_every_n_epochs=5", "metric=[cs]",
@@ -137,7 +184,7 @@ def weights(run: Run) -> list[Tensor]:
     return tensors(torch.load(run.checkpoint("last"), weights_only=True)["state_dict"])
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_run_that_is_asked_to_end_saves_itself_and_ends_as_it_would_have(name, cache, tmp_path):
     folder = tmp_path / "stopped"
     line = [sys.executable, "-m", "src.train", *command(folder, cache)]

@@ -111,7 +111,7 @@ def make_trainer(
             enable_checkpointing=False,  # our callback counts batches, Lightning's counts optimizer steps
             enable_model_summary=False,
         )
-    except (ValueError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"Lightning's trainer refuses its arguments: {error} (see trainer.* in the config)") from error
     if launched_processes() not in (1, trainer.world_size):
         raise UserError(
