@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -43,7 +45,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 _FLAGS_OF_SWEEPS = ("-m", "--multirun")
 
-sys.path.append(str(Path(__file__).resolve().parent / "plugins"))  # where Hydra finds our launchers and sweepers
+sys.path.append(str(Path(__file__).resolve().parent / "plugins"))  # holds hydra_plugins, where our launchers are
 
 
 def run_entry_point(
@@ -64,7 +66,10 @@ def run_entry_point(
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: _job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("or", lambda first, second: second if first is None else first, replace=True)
+    _register_plugins()
     _end_with_parent()
+    # Hydra lets a mapping have new keys only with a +
+    sys.argv[1:] = [f"+{argument}" if argument.startswith("objective={") else argument for argument in sys.argv[1:]]
     overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
     first: DictConfig | None = None
     if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
@@ -139,8 +144,15 @@ def _job_name(root: DictConfig) -> str:
 
 
 def _slug(overrides: list[str]) -> str:
-    """Overrides as part of a file name: `model=vae,gan` is `model-vae-gan`; at most 60 characters."""
-    return re.sub(r"[^\w.]+", "-", " ".join(overrides)).strip("-")[:60].rstrip("-.")
+    """Overrides as part of a file name, whatever their order: `model=vae,gan` is `model-vae-gan`; at most 60 characters."""
+    return re.sub(r"[^\w.]+", "-", " ".join(sorted(overrides))).strip("-")[:60].rstrip("-.")
+
+
+def _register_plugins() -> None:
+    """Make our launchers and sweepers known to Hydra, which may have looked for plugins before it could find them."""
+    ours = importlib.import_module("hydra_plugins.generative")
+    for name in ours.__all__:
+        Plugins.instance().register(getattr(ours, name))
 
 
 @contextmanager
@@ -221,7 +233,8 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
             _require_options(parsed)
             singles = list(_single_values(parsed))
         except HydraException as error:
-            raise UserError(str(error).splitlines()[0]) from error
+            told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
+            raise UserError(told[0]) from error
         for single in singles:
             try:
                 config = compose(config_name, overrides=single)
@@ -259,8 +272,8 @@ def _space(config_name: str, parsed: list[Override]) -> list[Override]:
     for override in [*parsed, *found]:
         if override.is_interval_sweep() and sweeper in ("grid", "basic"):
             raise UserError(
-                f"{override.input_line} has no end of values to try one by one; search it with hydra/sweeper=optuna, or name "
-                "values"
+                f"{override.input_line} has no end of values to try one by one; search it with hydra/sweeper=optuna, or "
+                "name values"
             )
     return found
 
@@ -324,7 +337,7 @@ def _explain(error: HydraException, config_name: str, parsed: list[Override]) ->
     for override in parsed:
         key = override.key_or_group
         if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
-            return f"{key} is not a key of the config{_nearest(key, _known_keys(config_name, parsed))}"
+            return f"{key} is not a key of the config{_nearest(key, _known_keys(config_name, parsed, key))}"
     return message.splitlines()[0]
 
 
@@ -364,8 +377,10 @@ def _require_types(config: DictConfig, default: DictConfig, parsed: list[Overrid
                 break
 
 
-def _known_keys(config_name: str, parsed: list[Override]) -> list[str]:
-    """All keys and groups that an override may name, given the groups that were chosen."""
+def _known_keys(config_name: str, parsed: list[Override], key: str) -> list[str]:
+    """All keys and groups that an override may name, given the groups that were chosen; Hydra's if the key is one."""
+    if key.startswith("hydra."):
+        return list(_paths(_with_groups_only(config_name, parsed, with_hydra=True).hydra, "hydra."))
     return [*_groups(), *_paths(_with_groups_only(config_name, parsed), "")]
 
 
@@ -373,7 +388,7 @@ def _groups() -> set[str]:
     return {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
 
 
-def _with_groups_only(config_name: str, parsed: list[Override]) -> DictConfig:
+def _with_groups_only(config_name: str, parsed: list[Override], with_hydra: bool = False) -> DictConfig:
     """The config with the groups that were chosen, and every value at its default."""
     groups = _groups()
     chosen = [
@@ -382,9 +397,9 @@ def _with_groups_only(config_name: str, parsed: list[Override]) -> DictConfig:
         if override.key_or_group in groups and not override.is_sweep_override()
     ]
     try:
-        return compose(config_name, overrides=chosen)
+        return compose(config_name, overrides=chosen, return_hydra_config=with_hydra)
     except HydraException:
-        return compose(config_name)
+        return compose(config_name, return_hydra_config=with_hydra)
 
 
 def _paths(node: Any, prefix: str) -> Iterator[str]:
