@@ -101,10 +101,13 @@ class LastAndBest(L.Callback):
         self._best = state_dict["best"]
 
     def _ask(self, number: int, frame: object) -> None:
-        """Note a signal; the step that is running goes on to its end. A second one ends the process at once."""
-        if self._asked_by:
+        """Note a signal; the step that is running goes on to its end. A second Ctrl-C ends the process at once.
+
+        (Of the others several may come together: Slurm's to all processes, and that of the one which keeps this one.)
+        """
+        if self._asked_by and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked_by = number
+        self._asked_by = self._asked_by or number
 
     def _on_any_rank(self, pl_module: TrainingModule, is_time: bool) -> tuple[int, bool]:
         """The signal that one of the processes got, or 0; and whether it is time for a checkpoint on one of them."""
