@@ -28,7 +28,7 @@ from tests.commands import QUICK, ROOT, SMALL_DCGAN, run_cli
 from tests.configs import compose_config, options
 from tests.examples import image_data
 
-TIMEOUT_S = 150  # of two processes, so that one that waits for the other for ever is a failure
+TIMEOUT_S = 240  # of two processes, so that one that waits for the other for ever is a failure
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +263,17 @@ def test_the_accumulated_gradient_is_what_is_clipped(precision, tmp_path):
     expected = -torch.cat([weight.grad.flatten() for weight in module.model.parameters()])
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6 if precision == "32-true" else 1e-3)
     assert float(moved.norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_state_of_the_gradient_scaler_is_in_the_checkpoint(tmp_path):
+    module = _driver("gan", clip=1.0, k=2)
+    trainer = _trainer(tmp_path, "trainer.max_steps=4", "trainer.limit_val_batches=0")
+    trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
+    trainer.fit(module, datamodule=image_data((1, 8, 8), "discrete", count=32))
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    kept = torch.load(tmp_path / "some.ckpt", weights_only=True)["MixedPrecision"]
+    assert kept == trainer.precision_plugin.scaler.state_dict()
+    assert 0 < kept["_growth_tracker"] <= 4  # two players, two rounds
 
 
 @pytest.mark.parametrize(("model", "n_critic"), [("vae", None), ("gan", 1), ("gan", 2)])
