@@ -31,6 +31,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import UserError
+from src.core.ranks import global_rank
 from src.jobs import ENDS_WITH_PARENT
 from src.runs import config_hash, descriptive
 
@@ -205,7 +206,8 @@ def _with_short_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         try:
             return task(config)
         except UserError as error:
-            log.error(_in_one_line(error))
+            if global_rank() == 0:  # the others found the same
+                log.error(_in_one_line(error))
             failure: Exception = CompactHydraException(str(error))
         except OSError as error:
             if error.errno not in _FAULTS_OF_THE_DISK:
@@ -244,7 +246,9 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
                 _require_known_parts(config, config_name, single, parsed)
                 _require_types(config, _with_groups_only(config_name, parsed), parsed)
             except HydraException as error:
-                raise UserError(_explain(error, config_name, parsed)) from error
+                swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+                one_job = OverridesParser.create(loader).parse_overrides(single)
+                raise UserError(_explain(error, config_name, one_job, swept)) from error
             except OmegaConfBaseException as error:
                 raise UserError(f"{str(error).splitlines()[0]} (in the config key {error.full_key})") from error
             yield config
@@ -331,13 +335,16 @@ def _options(override: Override) -> list[str]:
     return [str(option) for option in (value if isinstance(value, list) else [value])]
 
 
-def _explain(error: HydraException, config_name: str, parsed: list[Override]) -> str:
-    """Hydra's message in one sentence, with the nearest key that exists."""
+def _explain(error: HydraException, config_name: str, job: list[Override], swept: set[str]) -> str:
+    """Hydra's message in one sentence, with the nearest key that exists; of a sweep with the parts that this job has."""
     message = str(error)
-    for override in parsed:
+    parts = [str(override.input_line) for override in job if override.key_or_group in swept & _groups()]
+    for override in job:
         key = override.key_or_group
         if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
-            return f"{key} is not a key of the config{_nearest(key, _known_keys(config_name, parsed, key))}"
+            with_parts = "".join(f" with {part}" for part in parts)
+            nearest = _nearest(key, _known_keys(config_name, job, key))
+            return f"{key} is not a key of the config{with_parts}{nearest}"
     return message.splitlines()[0]
 
 
