@@ -18,8 +18,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 from src.build import build
 from src.claim import claim
@@ -30,6 +28,7 @@ from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import QUICK, ROOT, call
 from tests.configs import compose_config, options
+from tests.killing import curves, tensors, weights
 
 NUM_STEPS = 24  # of ten to an epoch
 
@@ -91,20 +90,13 @@ class _Quiet(L.pytorch.callbacks.ProgressBar):
     def disable(self) -> None: ...
 
 
-def tensors(node: Any) -> list[Tensor]:
-    if isinstance(node, Tensor):
-        return [node]
-    values = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    return [tensor for value in values for tensor in tensors(value)]
-
-
 def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int = 0, also: Sequence[str] = ()) -> None:
     whole, rows = trained(model, cache, SaveAfter(cut, tmp_path / "cut.ckpt"), workers=workers, also=also)
     resumed, later_rows = trained(model, cache, resume=tmp_path / "cut.ckpt", workers=workers, also=also)
     assert resumed.step == whole.step == NUM_STEPS
     assert resumed.examples_seen == whole.examples_seen
-    for name, weights in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], weights), name
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
     assert later_rows.rows == [row for row in rows.rows if row[0] > cut]
     before, after = (some.trainer.strategy.optimizer_state for some in (whole, resumed))
     for theirs, ours in zip(whole.trainer.optimizers, resumed.trainer.optimizers, strict=True):
@@ -171,17 +163,6 @@ def command(folder: Path, cache: Path) -> list[str]:
         *QUICK, "model=gan", "trainer.max_steps=400", "trainer.val_every_n_epochs=5", "metric=[cs]",
         "callback.light_evaluation.metrics=[]", f"data.cache={cache}", f"hydra.run.dir={folder}",
     ]  # fmt: skip
-
-
-def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0})
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if "per_second" not in name]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def weights(run: Run) -> list[Tensor]:
-    return tensors(torch.load(run.checkpoint("last"), weights_only=True)["state_dict"])
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
