@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,6 +31,7 @@ __all__ = [
     "run_as_job",
     "run_in_worker",
     "settle_lost",
+    "stop_all",
 ]
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class JobProcess:
     def wait(self) -> None:
         """Until it ends, and settle how it ended; if this process is asked to end meanwhile, so is that one."""
         try:
-            self._process.wait()
+            while not self.has_ended():  # not `Popen.wait`: it holds a lock that `stop`, called by a signal handler, needs
+                time.sleep(0.05)
         except BaseException:
             self.stop()
             raise
@@ -153,15 +155,13 @@ class JobProcess:
 
     def stop(self) -> None:
         """Ask it to save itself and end, and wait until it has."""
-        self.ask_to_end()
-        if not self.has_ended():
-            try:
-                self._process.wait(_SAVING_SECONDS)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                log.warning(f"{self._directory} does not end by itself; it is killed")
-                self._process.kill()
-                self._process.wait()
-        self.close()
+        stop_all([self])
+
+    def kill(self) -> None:
+        """End it at once."""
+        log.warning(f"{self._directory} does not end by itself; it is killed")
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """After its end: put down how it ended, where it could not do that itself."""
@@ -170,6 +170,22 @@ class JobProcess:
         if self._output is not None:
             self._output.close()
         _settle(Run(self._directory), self._process.returncode, self._was_asked)
+
+
+def stop_all(processes: Sequence[JobProcess]) -> None:
+    """Ask them to save themselves and end, and wait until they have; Ctrl-C ends them at once."""
+    for process in processes:
+        process.ask_to_end()
+    end = time.monotonic() + _SAVING_SECONDS
+    try:
+        while not all(process.has_ended() for process in processes) and time.monotonic() < end:
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        pass
+    for process in processes:
+        if not process.has_ended():
+            process.kill()
+        process.close()
 
 
 def _settle(run: Run, code: int, was_stopped: bool) -> None:

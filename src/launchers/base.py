@@ -73,7 +73,8 @@ class JobLauncher(Launcher, ABC):
             self._print_plan(jobs)
         else:
             waiting = deque(self.worth_running(jobs))
-            self.work_off(lambda: waiting.popleft() if waiting else None, lambda job: None, len(waiting))
+            if waiting:
+                self.work_off(lambda: _next_to_run(waiting), lambda job: None, len(waiting))
         return [_returned(job) for job in jobs]
 
     def job(self, overrides: Sequence[str], number: int) -> Job:
@@ -134,6 +135,16 @@ class JobLauncher(Launcher, ABC):
             num_to_run += job.is_to_run
             log.info(f"job {job.number}  {job.shown}: {job.plan}{where}  ({job.run.shown})")
         log.info(f"plan: {num_to_run} of {len(jobs)} jobs would run; nothing was started")
+
+
+def _next_to_run(waiting: deque[Job]) -> Job | None:
+    """The next one that another sweep has not run meanwhile."""
+    while waiting:
+        job = waiting.popleft()
+        if job.is_to_run:
+            return job
+        log.info(f"job {job.number}  {job.shown}: {job.plan}")
+    return None
 
 
 def _in_words(run: Run) -> str:

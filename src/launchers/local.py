@@ -6,7 +6,7 @@ import subprocess
 import time
 
 from src.core.errors import UserError, require_at_least
-from src.jobs import Job, JobProcess
+from src.jobs import Job, JobProcess, stop_all
 from src.launchers.base import JobLauncher
 
 __all__ = ["LocalJobs"]
@@ -60,11 +60,7 @@ class LocalJobs(JobLauncher):
         return ended
 
     def close(self) -> None:
-        running = [process for process in self._places if process is not None]
-        for process in running:
-            process.ask_to_end()
-        for process in running:
-            process.stop()
+        stop_all([process for process in self._places if process is not None])
         self._places = [None] * len(self._places)
 
     def place(self, position: int) -> str:
