@@ -88,6 +88,7 @@ class Search(Sweeper):
         self._storage = storage
         self._study_name = study_name
         self._params = dict(params or {})
+        self._has_warned = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if importlib.util.find_spec("optuna") is None:
@@ -419,7 +420,19 @@ class Search(Sweeper):
             self._fail(number, "; ".join(reasons))
             return
         self._study.tell(number, list(values.values()))
+        self._warn_of_test_images(run)
         log.info(f"trial {number}: {_pairs(values)}" + self._best_so_far())
+
+    def _warn_of_test_images(self, run: Run) -> None:
+        """Once: what is chosen by the test images is better on them than it is."""
+        measured = (run.results() or {}).get("metrics", {})
+        by_test = [name for name in self._objective if measured.get(name, {}).get("card", {}).get("split") == "test"]
+        if by_test and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                f"{', '.join(by_test)} is measured on the test images: what is chosen by it has no honest test; choose by "
+                "a held-out mean, as val/loss"
+            )
 
     def _fail(self, number: int, reason: str) -> None:
         from optuna.trial import TrialState

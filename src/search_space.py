@@ -52,20 +52,13 @@ def read_space(params: Mapping[str, Any], arguments: Sequence[str], config_loade
         parsed = OverridesParser.create(config_loader).parse_overrides([*lines, *arguments])
     except HydraException as error:
         raise UserError(f"hydra.sweeper.params: {str(error).splitlines()[0]}") from error
-    fixed: dict[str, str] = {}
-    varied: dict[str, Override] = {}
-    for override in parsed:
-        key = override.get_key_element().lstrip("+~")
-        fixed.pop(key, None)
-        varied.pop(key, None)
-        if override.is_sweep_override():
-            varied[key] = override
-        else:
-            fixed[key] = str(override.input_line)
+    typed = {override.get_key_element() for override in parsed[len(lines) :]}
+    counting = [o for o in parsed[: len(lines)] if o.get_key_element() not in typed] + parsed[len(lines) :]
+    varied = {override.get_key_element(): override for override in counting if override.is_sweep_override()}
     return Space(
-        list(fixed.values()),
-        {override.get_key_element(): str(override.input_line).partition("=")[2] for override in varied.values()},
-        {override.get_key_element(): _distribution(override) for override in varied.values()},
+        [str(override.input_line) for override in counting if not override.is_sweep_override()],
+        {key: str(override.input_line).partition("=")[2] for key, override in varied.items()},
+        {key: _distribution(override) for key, override in varied.items()},
     )
 
 
