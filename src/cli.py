@@ -81,12 +81,25 @@ def run_entry_point(
         except UserError as error:
             sys.exit(_in_one_line(error))
     decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_with_short_errors(task))
-    is_sweep = end_sweep is not None and any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
-    if first is None or not is_sweep:
+    is_multirun = any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
+    if first is None or (is_multirun and end_sweep is None):
         return decorated()
+    if not is_multirun:
+        return _run(decorated)
     assert end_sweep is not None
     _sweep(decorated, overrides, first, end_sweep)
     return None
+
+
+def _run(decorated: Callable[[], Any]) -> Any:
+    """One run; Hydra, which makes its directory, would say with a traceback that it cannot."""
+    try:
+        with _hydra_raises():
+            return decorated()
+    except OSError as error:
+        sys.exit(f"error: cannot write to {error.filename}: {error.strerror or error} (set hydra.run.dir=)")
+    except HydraException as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}")
 
 
 def _sweep(
@@ -146,7 +159,8 @@ def _job_name(root: DictConfig) -> str:
 
 def _slug(overrides: list[str]) -> str:
     """Overrides as part of a file name, whatever their order: `model=vae,gan` is `model-vae-gan`; at most 60 characters."""
-    return re.sub(r"[^\w.]+", "-", " ".join(sorted(overrides))).strip("-")[:60].rstrip("-.")
+    in_order = sorted(overrides, key=lambda override: ("." in override.partition("=")[0], override))  # parts before values
+    return re.sub(r"[^\w.]+", "-", " ".join(in_order)).strip("-")[:60].rstrip("-.")
 
 
 def _register_plugins() -> None:

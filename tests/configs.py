@@ -1,5 +1,7 @@
 """The project's own configs, composed for tests and benchmarks."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def compose_config(*overrides: str, root: str = "config") -> DictConfig:
-    """The config of `python -m src.train OVERRIDES`."""
+    """The config of `python -m src.train OVERRIDES`, a copy of its own for every caller."""
+    return copy.deepcopy(_composed(overrides, root))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...], root: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(root, overrides=list(overrides))
 
