@@ -68,6 +68,7 @@ def run_entry_point(
     OmegaConf.register_new_resolver("job_name", lambda *, _root_: _job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("or", lambda first, second: second if first is None else first, replace=True)
     _register_plugins()
+    threading.excepthook = _leave_the_disk_to_the_main_thread
     _end_with_parent()
     # Hydra lets a mapping have new keys only with a +
     sys.argv[1:] = [f"+{argument}" if argument.startswith("objective={") else argument for argument in sys.argv[1:]]
@@ -107,7 +108,7 @@ def _sweep(
 ) -> None:
     """Run the sweep in a directory whose name says what is swept, so that the same command finds it again."""
     directory = _sweep_directory(overrides, config.sweep)
-    sys.argv.append(f"hydra.sweep.dir='{directory}'")
+    _put_first("--multirun", f"hydra.sweep.dir='{directory}'")
     was_there = directory.exists()
     code: int | str | None = 0
     try:
@@ -170,6 +171,14 @@ def _register_plugins() -> None:
         Plugins.instance().register(getattr(ours, name))
 
 
+def _put_first(flag: str, override: str) -> None:
+    """Give Hydra a flag and an override. It takes overrides in one piece only, so neither `a=1 -m` nor `a=1 -m b=2` may
+    have another one behind it."""
+    rest = [argument for argument in sys.argv[1:] if argument not in _FLAGS_OF_SWEEPS]
+    place = next((i for i, argument in enumerate(rest) if _is_override(argument)), len(rest))
+    sys.argv[1:] = [flag, *rest[:place], override, *rest[place:]]
+
+
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
     """Inside the block Hydra hands errors on, instead of printing them and ending the program."""
@@ -202,6 +211,12 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _leave_the_disk_to_the_main_thread(failed: threading.ExceptHookArgs) -> None:
+    """A thread that writes, as TensorBoard's, meets a full disk like the main one, which says it in a sentence."""
+    if not isinstance(failed.exc_value, OSError) or failed.exc_value.errno not in _FAULTS_OF_THE_DISK:
+        threading.__excepthook__(failed)
 
 
 def _is_override(argument: str) -> bool:

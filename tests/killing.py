@@ -27,14 +27,15 @@ class Command:
     Args:
         arguments: of the command line.
         output: the file that takes what it says.
+        through: a command that is given the line and starts it.
         environment: variables to set beside those of this process.
     """
 
-    def __init__(self, arguments: Sequence[str], output: Path, environment: dict[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], output: Path, through: Sequence[str], environment: dict[str, str]) -> None:
         self.output = output
         with open(output, "ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"src.{arguments[0]}", *arguments[1:]],
+                [*through, sys.executable, "-m", f"src.{arguments[0]}", *arguments[1:]],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -71,9 +72,9 @@ class Command:
 
 
 @contextmanager
-def command(*arguments: str, output: Path, **environment: str) -> Iterator[Command]:
+def command(*arguments: str, output: Path, through: Sequence[str] = (), **environment: str) -> Iterator[Command]:
     """A command that is started for the block; what is left of it and of its children is killed behind it."""
-    one = Command(arguments, output, environment)
+    one = Command(arguments, output, through, environment)
     try:
         yield one
     finally:

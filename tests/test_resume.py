@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was not: bit for bit, for every model, in mid-epoch too."""
 
+import csv
 import json
 import os
 import random
@@ -255,6 +256,30 @@ def test_a_run_that_was_killed_outright_goes_on(stopped):
     # it was killed behind its last step, so no step is done once more
     assert torch.load(stopped.checkpoint("last"), weights_only=True)["progress"]["step"] == 10
     assert all(torch.equal(one, other) for one, other in zip(weights(stopped), before, strict=True))
+
+
+def test_no_row_of_a_table_is_lost_when_a_run_is_resumed(cache, tmp_path):
+    line = [*command(tmp_path / "run", cache), "logger=[tensorboard,csv]", "metric=[]", "trainer.max_steps=7"]
+    assert call("train", *line).code == 0
+    for last_step in (12, 16):
+        assert call("train", f"resume={tmp_path / 'run'}", f"trainer.max_steps={last_step}").code == 0
+    tables = {file.name: rows(file) for file in (tmp_path / "run" / "csv").glob("*.csv")}
+    assert tables.keys() == {"metrics_until_step_7.csv", "metrics_until_step_12.csv", "metrics.csv"}
+    steps = [{int(row["step"]) for row in tables[name]} for name in sorted(tables, key=lambda name: int(rows_until(name)))]
+    assert steps == [set(range(1, 8)), set(range(8, 13)), set(range(13, 17))]
+    values = {int(row["step"]): float(row["train/generator_loss"]) for table in tables.values() for row in table
+              if row["train/generator_loss"]}  # fmt: skip
+    assert sorted(values.items()) == curves(Run.open(tmp_path / "run"))["train/generator_loss"]
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    with open(table) as file:
+        return list(csv.DictReader(file))
+
+
+def rows_until(name: str) -> str:
+    """The step until which a table goes, by its name."""
+    return "".join(filter(str.isdigit, name)) or "1000"
 
 
 def test_a_checkpoint_comes_with_time_with_two_optimizers_too(cache, tmp_path):
