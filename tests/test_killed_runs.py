@@ -95,3 +95,22 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(model, cache, tmp_
     one, other = outcome(Run.open(killed)), outcome(Run.open(tmp_path / "whole"))
     different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     assert not different, f"killed {history}, with checkpoints of the steps {steps}: {different[:10]}"
+
+
+@pytest.mark.slow
+def test_of_two_that_resume_a_run_at_the_same_instant_one_goes_on(cache, tmp_path):
+    folder = tmp_path / "run"
+    line = [*overrides("gan", cache, folder), "trainer.max_steps=200"]
+    with command("train", *line, output=tmp_path / "said.txt") as one:
+        one.wait_for((folder / "checkpoints" / "last.ckpt").exists)
+        one.send(signal.SIGKILL)
+    again = ("train", f"resume={folder}")
+    with command(*again, output=tmp_path / "one.txt") as one, command(*again, output=tmp_path / "other.txt") as other:
+        both = sorted([one, other], key=Command.code)
+        assert [some.code() for some in both] == [0, 1], one.text + other.text
+        first, second = both
+    refused = f"{folder} is being worked on by process {first.pid}", "the run is done"  # by the time it asked
+    assert any(words in second.text for words in refused), second.text
+    assert "Traceback" not in second.text
+    log = (folder / "log.txt").read_text()
+    assert log.count("going on with") == log.count(": done: the run lies in") == 1
