@@ -229,6 +229,14 @@ def test_wrong_arguments_are_explained_in_one_sentence(node, word):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("line", ["seed=0,1 plan=true --multirun", "seed=0,1 -m plan=true"])
+def test_the_flag_of_a_sweep_may_stand_anywhere(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = call("train", *line.split())
+    assert said.code == 0, said.text
+    assert "plan: 2 of 2 jobs would run" in said.text
+
+
 def test_wrong_argument_of_a_part_is_named_with_the_model_before_it_is_built():
     config = compose_config("model=vae", "+encoder.depth=3")
     with pytest.raises(UserError, match=r"model=vae .*encoder\.depth is not an argument of .*MLP; allowed: .*hidden"):
