@@ -93,9 +93,9 @@ def test_all_metrics_are_measured_unless_others_are_chosen(root):
     assert list(compose_config(*run, "metric=[fd,cs]", root=root).metric) == ["fd", "cs"]
 
 
-@pytest.mark.parametrize("group", ["adversarial_loss", "likelihood", "prior", "data"])
+@pytest.mark.parametrize("group", ["adversarial_loss", "penalty", "likelihood", "prior", "data"])
 def test_every_option_can_be_chosen(group):
-    user = {"adversarial_loss": "dcgan", "prior": "cvae"}.get(group, "vae")
+    user = {"adversarial_loss": "dcgan", "penalty": "dcgan", "prior": "cvae"}.get(group, "vae")
     for name in options(group):
         assert compose_config(f"model={user}", f"{group}={name}")
 

@@ -15,7 +15,7 @@ from src.build import build
 from src.core.errors import UserError
 from src.core.rng import SampleNoise
 from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE
-from src.objectives.adversarial import AdversarialLoss, Minimax, NonSaturating
+from src.objectives.adversarial import AdversarialLoss, LeastSquares, Minimax, NonSaturating, Wasserstein
 from src.objectives.likelihoods import (
     Bernoulli,
     BernoulliOnGrey,
@@ -285,32 +285,52 @@ adversarial_losses = pytest.mark.parametrize(
 )
 
 
-@adversarial_losses
-def test_discriminator_loss_is_the_log_loss_of_real_and_fake(loss: AdversarialLoss):
+def sigmoid_log(logits: Tensor) -> Tensor:
+    return torch.log(torch.sigmoid(logits))
+
+
+# name: (discriminator of real and generated logits, generator of the same), as they stand in the papers
+FORMULAS = {
+    "non_saturating": (lambda r, f: -sigmoid_log(r) - torch.log(1 - torch.sigmoid(f)), lambda r, f: -sigmoid_log(f)),
+    "minimax": (
+        lambda r, f: -sigmoid_log(r) - torch.log(1 - torch.sigmoid(f)),
+        lambda r, f: torch.log(1 - torch.sigmoid(f)),
+    ),
+    "hinge": (lambda r, f: (1 - r).clamp(min=0) + (1 + f).clamp(min=0), lambda r, f: -f),
+    "least_squares": (lambda r, f: ((r - 1) ** 2 + f**2) / 2, lambda r, f: (f - 1) ** 2 / 2),
+    "wasserstein": (lambda r, f: f - r, lambda r, f: -f),
+    "relativistic": (lambda r, f: -sigmoid_log(r - f), lambda r, f: -sigmoid_log(f - r)),
+}
+
+
+@pytest.mark.parametrize("name", options("adversarial_loss"))
+def test_adversarial_losses_are_their_formulas(name):
+    loss = build(load_option("adversarial_loss", name))
+    real, fake = random(50).double(), random(50, seed=1).double()
+    discriminator, generator = FORMULAS[name]
+    torch.testing.assert_close(loss.discriminator(real, fake), discriminator(real, fake), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss.generator(fake, real), generator(real, fake), rtol=1e-12, atol=1e-12)
+
+
+def test_the_drift_keeps_the_logits_of_real_examples_near_zero():
     real, fake = random(50), random(50, seed=1)
-    expected = -torch.log(torch.sigmoid(real)) - torch.log(1 - torch.sigmoid(fake))
-    torch.testing.assert_close(loss.discriminator(real, fake), expected)
+    extra = Wasserstein(0.25).discriminator(real, fake) - Wasserstein(0.0).discriminator(real, fake)
+    torch.testing.assert_close(extra, 0.25 * real**2)
 
 
-def test_generator_losses_are_their_formulas():
-    fake = random(50)
-    probability = torch.sigmoid(fake)
-    torch.testing.assert_close(NonSaturating().generator(fake), -torch.log(probability))
-    torch.testing.assert_close(Minimax().generator(fake), torch.log(1 - probability))
-
-
-@adversarial_losses
-def test_discriminator_that_cannot_tell_loses_two_bits(loss: AdversarialLoss):
-    zeros = torch.zeros(3)
-    torch.testing.assert_close(loss.discriminator(zeros, zeros), torch.full((3,), 2 * math.log(2)))
-    torch.testing.assert_close(loss.generator(zeros).abs(), torch.full((3,), math.log(2)))
+@pytest.mark.parametrize(("name", "at_zero"), [("non_saturating", 2), ("minimax", 2), ("relativistic", 1)])
+def test_a_discriminator_that_cannot_tell_loses_bits(name, at_zero):
+    loss, zeros = build(load_option("adversarial_loss", name)), torch.zeros(3)
+    torch.testing.assert_close(loss.discriminator(zeros, zeros), torch.full((3,), at_zero * math.log(2)))
+    torch.testing.assert_close(loss.generator(zeros, zeros).abs(), torch.full((3,), math.log(2)))
 
 
 @adversarial_losses
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adversarial_losses_are_finite_with_finite_gradients_at_extreme_logits(loss: AdversarialLoss, dtype):
     logits = torch.tensor([-1e4, 1e4], dtype=dtype, requires_grad=True)
-    values = torch.cat([loss.discriminator(logits, -logits), loss.discriminator(logits, logits), loss.generator(logits)])
+    generated = loss.generator(logits, -logits)
+    values = torch.cat([loss.discriminator(logits, -logits), loss.discriminator(logits, logits), generated])
     values.sum().backward()
     assert values.isfinite().all()
     assert logits.grad.isfinite().all()
@@ -318,13 +338,14 @@ def test_adversarial_losses_are_finite_with_finite_gradients_at_extreme_logits(l
 
 def gradient_of_the_generator(loss: AdversarialLoss, logit: float) -> float:
     fake = torch.tensor([logit], requires_grad=True)
-    loss.generator(fake).sum().backward()
+    loss.generator(fake, torch.zeros(1)).sum().backward()
     return float(fake.grad)
 
 
 @adversarial_losses
 def test_generator_wants_its_samples_to_look_real(loss: AdversarialLoss):
-    assert all(gradient_of_the_generator(loss, logit) < 0 for logit in (-5.0, 0.0, 5.0))
+    logits = (-5.0, 0.0, 0.5) if isinstance(loss, LeastSquares) else (-5.0, 0.0, 5.0)  # its target is 1
+    assert all(gradient_of_the_generator(loss, logit) < 0 for logit in logits)
 
 
 def test_non_saturating_gradient_stays_where_the_minimax_gradient_vanishes():

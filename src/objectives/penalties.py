@@ -1,0 +1,94 @@
+"""Penalties on the gradient of a discriminator with respect to its input, per example.
+
+    R1   gamma / 2 * |grad D(x)|^2        at real examples
+    R2   gamma / 2 * |grad D(G(z))|^2     at generated ones
+    GP   weight * (|grad D(y)| - 1)^2     at y = u x + (1 - u) G(z), u uniform on (0, 1), one an example
+
+The norm is Euclidean over all values of an example. A weight is in units of the data: images here live in [-1, 1].
+
+References:
+    Mescheder, Geiger, Nowozin 2018, "Which training methods for GANs do actually converge?", arXiv:1801.04406 (R1, R2).
+    Gulrajani et al. 2017, "Improved training of Wasserstein GANs", arXiv:1704.00028, equation 3 (GP).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from src.core.errors import require_at_least
+from src.core.protocols import Terms
+from src.core.rng import Noise
+
+__all__ = ["GradientPenalty", "NoPenalty", "Penalty", "ZeroCentred", "squared_gradient_norm"]
+
+Critic = Callable[[Tensor], Tensor]
+"""A discriminator of examples `(B, *event)`, to logits `(B,)`."""
+
+
+def squared_gradient_norm(critic: Critic, x: Tensor) -> Tensor:
+    """|grad D(x)|^2 of each example, `(B,)`, differentiable where gradients are recorded.
+
+    Computed in float32 at least, with automatic mixed precision off: squares of small gradients vanish in 16 bits.
+    """
+    is_training = torch.is_grad_enabled()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach().to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=is_training)
+    return gradient.flatten(1).square().sum(1)
+
+
+class Penalty(ABC):
+    """What is added to the discriminator's loss."""
+
+    @abstractmethod
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, noise: Noise) -> Terms:
+        """Named parts `(B,)`, to be added up; none without a penalty.
+
+        Args:
+            critic: the discriminator.
+            real, fake: `(B, *event)`, as it sees them.
+            noise: of random places between them.
+        """
+
+
+class NoPenalty(Penalty):
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, noise: Noise) -> Terms:
+        return {}
+
+
+class ZeroCentred(Penalty):
+    """R1, R2, or both.
+
+    Args:
+        gamma_real: of R1; 0 for none.
+        gamma_fake: of R2; 0 for none.
+    """
+
+    def __init__(self, gamma_real: float, gamma_fake: float) -> None:
+        require_at_least("penalty.gamma_real", gamma_real, 0)
+        require_at_least("penalty.gamma_fake", gamma_fake, 0)
+        self._gammas = (gamma_real, gamma_fake)
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, noise: Noise) -> Terms:
+        places = zip(("r1", "r2"), self._gammas, (real, fake), strict=True)
+        return {name: 0.5 * gamma * squared_gradient_norm(critic, x) for name, gamma, x in places if gamma}
+
+
+class GradientPenalty(Penalty):
+    """Pulls the critic's slope towards one between real and generated examples.
+
+    Args:
+        weight: 10 for images, 0.1 for points in the plane (Gulrajani et al. 2017).
+    """
+
+    def __init__(self, weight: float) -> None:
+        require_at_least("penalty.weight", weight, 0)
+        self._weight = weight
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, noise: Noise) -> Terms:
+        u = noise.uniform((len(real), *[1] * (real.ndim - 1)), like=real)
+        norm = squared_gradient_norm(critic, torch.lerp(fake, real, u)).add(1e-12).sqrt()  # its slope at 0 is finite
+        return {"gradient_penalty": self._weight * (norm - 1).square()}
