@@ -5,14 +5,11 @@ number, its parameters and its directory, so that its training goes on from its 
 made of `seed` and n: a search that was killed and typed again draws what it would have drawn.
 """
 
-import csv
 import hashlib
 import importlib.util
-import io
 import logging
 import math
-import shlex
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,21 +20,21 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.claim import claim
 from src.core.errors import UserError, require_at_least
 from src.jobs import Job, objectives
 from src.launchers.base import JobLauncher
-from src.runs import Run, config_hash, descriptive
+from src.runs import Run, descriptive
+from src.search_report import SearchReport, counted, pairs, retried, say_plan
 from src.search_space import read_space
 from src.training.study import PRUNERS, is_url, open_storage, shown_storage
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
 
 __all__ = ["Search"]
 
@@ -118,7 +115,8 @@ class Search(Sweeper):
             self._going_on = deque(self._take_over())
             if self._config.retry_failed:
                 self._retry()
-            self._say_start()
+            self._report = self._new_report()
+            self._report.say_start(self._num_left(), self._n_trials, self._num_places)
             self._running: dict[Path, list[int]] = {}  # numbers of trials by the directory of their job
             try:
                 if isinstance(self._launcher, JobLauncher):
@@ -126,8 +124,8 @@ class Search(Sweeper):
                 else:
                     self._in_batches()
             finally:
-                self._write_trials()
-            self._say_end()
+                self._report.write_trials()
+            self._report.say_end(self._fixed_without_search(), self._compose_alone)
 
     # what was given
 
@@ -240,7 +238,7 @@ class Search(Sweeper):
         if judged != wanted:
             if any(trial.state.is_finished() and trial.values for trial in study.get_trials(deepcopy=False)):
                 raise UserError(
-                    f"the study is judged by {_pairs(dict(judged))}, not by {_pairs(self._objective)}; give this search "
+                    f"the study is judged by {pairs(dict(judged))}, not by {pairs(self._objective)}; give this search "
                     "another directory with sweep=NAME, or another hydra.sweeper.study_name="
                 )
             optuna.delete_study(study_name=self._name, storage=storage)  # it has no value yet
@@ -280,28 +278,14 @@ class Search(Sweeper):
         """Queue the parameters of the trials again whose trainings failed."""
         from optuna.trial import TrialState
 
-        retried = self._retried()
+        again = retried(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             run = Run(Path(trial.user_attrs.get("directory", "")))
-            if trial.number not in retried and run.is_there() and run.status()["status"] == "failed":
+            if trial.number not in again and run.is_there() and run.status()["status"] == "failed":
                 self._study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
-    def _retried(self) -> set[int]:
-        return {trial.user_attrs.get("retry_of", -1) for trial in self._study.get_trials(deepcopy=False)}
-
-    def _counted(self) -> "list[FrozenTrial]":
-        """The trials so far, those that wait or were tried again not."""
-        from optuna.trial import TrialState
-
-        retried = self._retried()
-        return [
-            trial
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state is not TrialState.WAITING and trial.number not in retried and "is_left" not in trial.user_attrs
-        ]
-
     def _num_left(self) -> int:
-        return max(0, self._n_trials - len(self._counted())) + len(self._going_on)
+        return max(0, self._n_trials - len(counted(self._study))) + len(self._going_on)
 
     @property
     def _address(self) -> str:
@@ -330,7 +314,7 @@ class Search(Sweeper):
     def _next_trial(self) -> int | None:
         if self._going_on:
             return self._going_on.popleft()
-        if len(self._counted()) >= self._n_trials:
+        if len(counted(self._study)) >= self._n_trials:
             return None
         self._study.sampler = self._new_sampler(len(self._study.get_trials(deepcopy=False)))
         trial = self._study.ask(self._space.distributions)
@@ -421,7 +405,7 @@ class Search(Sweeper):
             return
         self._study.tell(number, list(values.values()))
         self._warn_of_test_images(run)
-        log.info(f"trial {number}: {_pairs(values)}" + self._best_so_far())
+        self._report.say_values(number, values)
 
     def _warn_of_test_images(self, run: Run) -> None:
         """Once: what is chosen by the test images is better on them than it is."""
@@ -441,7 +425,7 @@ class Search(Sweeper):
         self._study.tell(number, state=TrialState.FAIL)
         log.warning(f"trial {number}: failed ({reason}); the search goes on")
 
-    # words and files
+    # what is said
 
     def _print_plan(self) -> None:
         counts = "a new study"
@@ -451,81 +435,17 @@ class Search(Sweeper):
             storage = open_storage(self._where)
             if self._name in [study.study_name for study in optuna.get_all_study_summaries(storage)]:
                 self._study = optuna.load_study(study_name=self._name, storage=storage)
-                counts = f"{self._counts()}; {max(0, self._n_trials - len(self._counted()))} are left"
-        log.info(f"search: {self._n_trials} trials, {self._num_places} at a time, judged by {_pairs(self._objective)}")
-        log.info(f"  study     {self._name} in {shown_storage(self._where)}: {counts}")
-        log.info(
-            f"  sampler   {self._sampler}; pruner {self._pruner}" + (f" by {self._quantity}" if self._quantity else "")
-        )
-        for key, expression in self._space.expressions.items():
-            log.info(f"  varied    {key}={expression}")
-        for override in descriptive(self._space.fixed):
-            log.info(f"  fixed     {override}")
-        log.info("plan: nothing was started")
-
-    def _say_start(self) -> None:
-        at_a_time = f"{self._num_places} at a time" if self._num_places > 1 else "one at a time"
-        log.info(
-            f"search by {_pairs(self._objective)}: {self._num_left()} of {self._n_trials} trials to run, {at_a_time}"
-            + (f"; so far {counts}" if (counts := self._counts()) else "")
-        )
-
-    def _counts(self) -> str:
-        """`3 complete, 1 failed`."""
-        words = {"fail": "failed"}
-        states = Counter(trial.state.name.lower() for trial in self._counted())
-        return ", ".join(f"{number} {words.get(state, state)}" for state, number in sorted(states.items()))
-
-    def _best(self) -> "list[FrozenTrial]":
-        """The best trial, or the front of several objectives; none if none has ended well."""
-        from optuna.trial import TrialState
-
-        if not self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            return []
-        return self._study.best_trials if len(self._objective) > 1 else [self._study.best_trial]
-
-    def _best_so_far(self) -> str:
-        if len(self._objective) > 1:
-            return f" ({len(self._best())} on the front)"
-        best = self._best()[0]
-        return f" (best: {best.value:.5g}, trial {best.number})"
-
-    def _say_end(self) -> None:
-        where = Run(self._directory).shown
-        best = sorted(self._best(), key=lambda trial: trial.values)
-        log.info(f"search: {self._counts()}")
-        if not best:
-            log.warning("no trial has ended well, so there is no best one")
-            return
-        if len(best) > 1:
-            log.info(f"{len(best)} trials are on the front: none is better than another by all objectives")
-        entries = [self._entry(trial) for trial in best]
-        for entry in entries:
-            log.info(f"best trial {entry['trial']}: {_pairs(entry['values'])} with {' '.join(entry['params'])}")
-            log.info(f"  run            {Run(Path(entry['directory'])).shown}")
-            log.info(f"  once more      {entry['command']}")
-            if "beyond" in entry:
-                log.info(f"                 {entry['beyond']}")
-        what = f"The best of {len(self._counted())} trials by {_pairs(self._objective)}."
-        _replace(self._directory / "best.yaml", f"# {what}\n{OmegaConf.to_yaml(OmegaConf.create(entries))}")
-        log.info(f"  the best       {where}/best.yaml")
-        log.info(f"  all trials     {where}/trials.csv")
-
-    def _entry(self, trial: "FrozenTrial") -> dict[str, Any]:
-        params = self._space.overrides(trial.params)
-        directory = trial.user_attrs["directory"]
-        overrides = [*self._fixed_without_search(), *params]
-        command = shlex.join(["python", "-m", "src.train", *overrides])
-        entry = {
-            "trial": trial.number,
-            "values": dict(zip(self._objective, map(float, trial.values), strict=True)),
-            "params": params,
-            "directory": directory,
-            "command": command,
+                left = max(0, self._n_trials - len(counted(self._study)))
+                counts = f"{self._new_report().counts()}; {left} are left"
+        about = {
+            "study": f"{self._name} in {shown_storage(self._where)}: {counts}",
+            "sampler": f"{self._sampler}; pruner {self._pruner}" + (f" by {self._quantity}" if self._quantity else ""),
         }
-        if config_hash(self._compose_alone(overrides)) != config_hash(Run(Path(directory)).config()):
-            entry["beyond"] = f"the search's YAML sets more than that: see {Run(Path(directory)).shown}/config.yaml"
-        return entry
+        how = f"{self._n_trials} trials, {self._num_places} at a time, judged by {pairs(self._objective)}"
+        say_plan(how, about, self._space)
+
+    def _new_report(self) -> SearchReport:
+        return SearchReport(self._study, self._objective, self._space, self._directory)
 
     def _fixed_without_search(self) -> list[str]:
         """What is the same in all trials, as it would be typed for one run."""
@@ -544,18 +464,6 @@ class Search(Sweeper):
         loader, name = self._context.config_loader, self._config.hydra.job.config_name
         with _in_one_sentence():
             return loader.load_configuration(name, overrides, RunMode.RUN)
-
-    def _write_trials(self) -> None:
-        keys = list(self._space.distributions)
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", "state", *self._objective, *keys, "directory", "reason"])
-        for trial in self._study.get_trials(deepcopy=False):
-            values = trial.values or [""] * len(self._objective)
-            params = [trial.params.get(key, "") for key in keys]
-            about = [trial.user_attrs.get(name, "") for name in ("directory", "reason")]
-            writer.writerow([trial.number, trial.state.name.lower(), *values, *params, *about])
-        _replace(self._directory / "trials.csv", file.getvalue())
 
 
 def _objective(config: DictConfig) -> dict[str, str]:
@@ -579,16 +487,3 @@ def _in_one_sentence() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"a trial cannot be composed: {str(error).splitlines()[0]}") from error
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    """`fd 12.3, val/loss 0.4`."""
-    return ", ".join(
-        f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )
-
-
-def _replace(file: Path, text: str) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(file)

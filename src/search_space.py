@@ -43,7 +43,8 @@ class Space:
 
 
 def read_space(params: Mapping[str, Any], arguments: Sequence[str], config_loader: Any) -> Space:
-    """The space of a YAML's `params` and of the command line, which replaces what the YAML says of the same key.
+    """The space of a YAML's `params` and of the command line, which replaces what the YAML says of the same key; what is
+    typed last counts.
 
     Raises `UserError` for what is no space.
     """
@@ -54,6 +55,9 @@ def read_space(params: Mapping[str, Any], arguments: Sequence[str], config_loade
         raise UserError(f"hydra.sweeper.params: {str(error).splitlines()[0]}") from error
     typed = {override.get_key_element() for override in parsed[len(lines) :]}
     counting = [o for o in parsed[: len(lines)] if o.get_key_element() not in typed] + parsed[len(lines) :]
+    swept = {override.get_key_element() for override in counting if override.is_sweep_override()}
+    last = {override.get_key_element(): override for override in counting}
+    counting = [o for o in counting if o.get_key_element() not in swept or o is last[o.get_key_element()]]
     varied = {override.get_key_element(): override for override in counting if override.is_sweep_override()}
     return Space(
         [str(override.input_line) for override in counting if not override.is_sweep_override()],

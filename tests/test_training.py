@@ -15,6 +15,7 @@ from src.build import build, build_model
 from src.core.errors import UserError
 from src.core.protocols import Adversarial
 from src.experiment import light_measure, load_data, load_model, load_trained_model
+from src.training.callbacks.held_out_means import held_out_means
 from src.training.callbacks.progress import EpochProgress
 from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
@@ -211,6 +212,12 @@ def test_evaluation_and_sampling_load_the_averaged_generator(trained, model):
     assert all(
         torch.equal(v, state[f"model.discriminator.{name}"]) for name, v in loaded.discriminator.state_dict().items()
     )
+
+
+def test_a_run_keeps_the_held_out_means_of_its_best_checkpoint(trained):
+    run = trained("vae").run
+    assert run.validation() == held_out_means(run.checkpoint("auto"))
+    assert run.validation()["val/loss"] > 0
 
 
 def test_without_averaging_the_raw_weights_are_loaded(trained):

@@ -40,11 +40,11 @@ class LightEvaluation(L.Callback):
         self._metrics = metrics
         self._every_n_validations = every_n_validations
         self._num_validations = 0
-        self.latest: dict[str, float] = {}  # what was measured after the latest validation; nothing if it was not due
+        self.latest: dict[str, float] | None = None  # measured after the latest validation; None if it was not due
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._num_validations += 1
-        self.latest = {}
+        self.latest = None
         is_due = self._metrics and self._num_validations % self._every_n_validations == 0
         if not is_due or not trainer.is_global_zero:
             return

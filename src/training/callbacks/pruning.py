@@ -101,10 +101,12 @@ class Prune(L.Callback):
             measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         else:
             light = next(callback for callback in trainer.callbacks if isinstance(callback, LightEvaluation))
-            measured = {f"{_LIGHT}{name}": value for name, value in light.latest.items()}
-            if not measured:
+            if light.latest is None:
                 return None
+            measured = {f"{_LIGHT}{name}": value for name, value in light.latest.items()}
         if self._quantity not in measured:
             allowed = ", ".join(name for name in measured if name.startswith(("val/", _LIGHT)))
+            if self._quantity.startswith(_LIGHT):
+                allowed = f"{allowed or 'none'} (some need more samples: callback.light_evaluation.num_samples=)"
             raise UserError(f"a search cannot prune by {self._quantity}, which is not measured; allowed: {allowed}")
         return measured[self._quantity]
