@@ -1,10 +1,12 @@
 """Several devices, accumulated batches and lower precision: the same training as one batch on one device."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +41,20 @@ def both(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    line = [sys.executable, "-m", "tests.two_ranks", str(folder), str(cache)]
-    processes = [
-        subprocess.Popen(
-            line, cwd=ROOT, env=os.environ | shared | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.two_ranks", str(folder), str(cache)], cwd=ROOT,
+        env=os.environ | ranks | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     try:
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+        said, _ = process.communicate(timeout=TIMEOUT_S)
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
     found = [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(2)]
-    return [one | {"said": text, "folder": folder} for one, text in zip(found, said, strict=True)]
+    return [one | {"folder": folder} for one in found]
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -162,7 +161,7 @@ def test_the_rank_is_known_without_importing_torch():
 
 
 def _trainer(folder: Path, *overrides: str, callbacks: tuple[L.Callback, ...] = ()) -> L.Trainer:
-    config = compose_config("trainer.accelerator=cpu", *overrides)
+    config = two_ranks.configured("trainer.accelerator=cpu", *overrides)
     return make_trainer(folder, [*callbacks, two_ranks.Quiet()], [], **build(config.trainer))
 
 
