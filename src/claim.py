@@ -7,6 +7,7 @@ locks do not hold between machines, the holder's sign of life does: a file that 
 import json
 import os
 import platform
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ __all__ = ["ClaimedError", "claim", "is_claimed"]
 
 _SIGN_EVERY_SECONDS = 5.0
 _DEAD_AFTER_SECONDS = 20.0  # without a sign, on another machine
+_PROBE_SECONDS = 0.5  # somebody may only be looking whether there is a claim
 _WORKERS_END_SECONDS = 15.0  # a killed process's data workers hold its lock until they notice
 
 
@@ -55,18 +57,22 @@ def claim(directory: Path) -> Iterator[None]:
 
 
 def is_claimed(directory: Path) -> bool:
-    """Whether a process seems to work on the directory, without getting in its way."""
-    sign = directory / ".claim.json"
-    host, pid = _holder(sign)
-    if host == platform.node():
-        return _is_alive(pid)
-    touched = _touched(sign)
-    return touched is not None and time.time() - touched / 1e9 < _DEAD_AFTER_SECONDS
+    """Whether a process works on the directory."""
+    sign, file = directory / ".claim.json", directory / ".claim.lock"
+    if file.exists():
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            return True
+    host, _ = _holder(sign)
+    return host not in (None, platform.node()) and _age(sign) < _DEAD_AFTER_SECONDS
 
 
 def _acquire(lock: FileLock, sign: Path) -> None:
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PROBE_SECONDS)
     except Timeout:
         host, pid = _holder(sign)
         if host == platform.node() and not _is_alive(pid):
@@ -84,11 +90,20 @@ def _require_dead(sign: Path) -> None:
     host, _ = _holder(sign)
     if host in (None, platform.node()):
         return
-    before, end = _touched(sign), time.monotonic() + _DEAD_AFTER_SECONDS
-    while time.monotonic() < end:
+    before = _touched(sign)
+    while _age(sign) < _DEAD_AFTER_SECONDS:
         if _touched(sign) != before:
             raise _claimed(sign)
         time.sleep(0.5)
+
+
+def _age(sign: Path) -> float:
+    """Seconds since the last sign of life, by the clock of the file system, which all machines share."""
+    touched = _touched(sign)
+    if touched is None:
+        return float("inf")
+    with tempfile.NamedTemporaryFile(dir=sign.parent, prefix=".clock-") as file:
+        return (Path(file.name).stat().st_mtime_ns - touched) / 1e9
 
 
 def _claimed(sign: Path) -> ClaimedError:

@@ -3,17 +3,11 @@
 import difflib
 import errno
 import functools
-import hashlib
-import importlib
 import logging
-import os
 import re
-import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -32,8 +25,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import UserError
 from src.core.ranks import global_rank
-from src.jobs import ENDS_WITH_PARENT
-from src.runs import config_hash, descriptive
+from src.jobs import end_with_parent
+from src.runs import config_hash
+from src.sweeping import (
+    handing_on_errors,
+    is_sweep,
+    job_name,
+    register_plugins,
+    require_asked_rightly,
+    sweep,
+    sweep_directory,
+)
 
 __all__ = ["run_entry_point"]
 
@@ -42,11 +44,6 @@ log = logging.getLogger(__name__)
 _FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-_FLAGS_OF_SWEEPS = ("-m", "--multirun")
-
-sys.path.append(str(Path(__file__).resolve().parent / "plugins"))  # holds hydra_plugins, where our launchers are
 
 
 def run_entry_point(
@@ -65,152 +62,44 @@ def run_entry_point(
             says whether all of it is done.
     """
     OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(_root_), replace=True)
-    OmegaConf.register_new_resolver("job_name", lambda *, _root_: _job_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("job_name", lambda *, _root_: job_name(_root_), replace=True)
     OmegaConf.register_new_resolver("or", lambda first, second: second if first is None else first, replace=True)
-    _register_plugins()
+    register_plugins()
     threading.excepthook = _leave_the_disk_to_the_main_thread
-    _end_with_parent()
+    end_with_parent()
     # Hydra lets a mapping have new keys only with a +
     sys.argv[1:] = [f"+{argument}" if argument.startswith("objective={") else argument for argument in sys.argv[1:]]
     overrides = [argument for argument in sys.argv[1:] if _is_override(argument)]
     first: DictConfig | None = None
+    directory: Path | None = None
     if not any(flag in sys.argv[1:] for flag in ("--help", "-h", "--hydra-help", "--version")):
         try:
+            if end_sweep is not None:
+                require_asked_rightly(overrides)
             for config in _compose_all(config_name, overrides):
                 check(config)
                 first = first or config
+            directory = None if first is None or not is_sweep() else sweep_directory(overrides, first.get("sweep"))
         except UserError as error:
             sys.exit(_in_one_line(error))
     decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_with_short_errors(task))
-    is_multirun = any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
-    if first is None or (is_multirun and end_sweep is None):
+    if first is None or (is_sweep() and end_sweep is None):
         return decorated()
-    if not is_multirun:
+    if end_sweep is None or directory is None:
         return _run(decorated)
-    assert end_sweep is not None
-    _sweep(decorated, overrides, first, end_sweep)
+    sweep(decorated, directory, first, end_sweep)
     return None
 
 
 def _run(decorated: Callable[[], Any]) -> Any:
     """One run; Hydra, which makes its directory, would say with a traceback that it cannot."""
     try:
-        with _hydra_raises():
+        with handing_on_errors():
             return decorated()
     except OSError as error:
         sys.exit(f"error: cannot write to {error.filename}: {error.strerror or error} (set hydra.run.dir=)")
     except HydraException as error:
         sys.exit(f"error: {str(error).splitlines()[0]}")
-
-
-def _sweep(
-    decorated: Callable[[], Any], overrides: list[str], config: DictConfig, end: Callable[[Path, DictConfig], bool]
-) -> None:
-    """Run the sweep in a directory whose name says what is swept, so that the same command finds it again."""
-    directory = _sweep_directory(overrides, config.sweep)
-    _put_first("--multirun", f"hydra.sweep.dir='{directory}'")
-    was_there = directory.exists()
-    code: int | str | None = 0
-    try:
-        with _hydra_raises():
-            directory.mkdir(parents=True, exist_ok=True)
-            decorated()
-    except KeyboardInterrupt:
-        code = 130
-        log.error("interrupted; the same command goes on")
-    except OSError as error:
-        sys.exit(f"error: cannot write to {directory}: {error.strerror or error} (set hydra.sweep.dir=)")
-    except Exception as error:
-        sentence = _user_error(error)
-        if sentence is None:
-            raise
-        code = _in_one_line(sentence)
-    has_jobs = any(directory.glob("*/status.json"))
-    if not was_there and not has_jobs:
-        shutil.rmtree(directory)
-    if config.plan or not has_jobs:
-        sys.exit(code)
-    is_complete = end(directory, config)
-    sys.exit(code or (0 if is_complete else 1))
-
-
-def _sweep_directory(overrides: list[str], name: str | None) -> Path:
-    """Where `hydra.sweep.dir=` says, else in outputs/sweeps under the given name or one made of the overrides."""
-    given = [override.partition("=")[2].strip("'\"") for override in overrides if override.startswith("hydra.sweep.dir=")]
-    if given:
-        return Path(given[-1])
-    if name is not None:
-        if Path(name).name != name:
-            raise SystemExit(f"error: sweep={name} must be a plain name; its directory is in outputs/sweeps")
-        return Path("outputs/sweeps") / name
-    named = descriptive(overrides)
-    digest = hashlib.sha256("\n".join(sorted(named)).encode()).hexdigest()[:8]
-    return Path("outputs/sweeps") / "-".join([*filter(None, [_slug(named)]), digest])
-
-
-def _job_name(root: DictConfig) -> str:
-    """The directory of a job: what was overridden, and the hash of all that it is."""
-    named = [
-        override
-        for override in descriptive(map(str, root.hydra.overrides.task))
-        if not override.startswith(("data.root=", "data.cache=", "search="))
-    ]
-    return "-".join([*filter(None, [_slug(named)]), config_hash(root)])
-
-
-def _slug(overrides: list[str]) -> str:
-    """Overrides as part of a file name, whatever their order: `model=vae,gan` is `model-vae-gan`; at most 60 characters."""
-    in_order = sorted(overrides, key=lambda override: ("." in override.partition("=")[0], override))  # parts before values
-    return re.sub(r"[^\w.]+", "-", " ".join(in_order)).strip("-")[:60].rstrip("-.")
-
-
-def _register_plugins() -> None:
-    """Make our launchers and sweepers known to Hydra, which may have looked for plugins before it could find them."""
-    ours = importlib.import_module("hydra_plugins.generative")
-    for name in ours.__all__:
-        Plugins.instance().register(getattr(ours, name))
-
-
-def _put_first(flag: str, override: str) -> None:
-    """Give Hydra a flag and an override. It takes overrides in one piece only, so neither `a=1 -m` nor `a=1 -m b=2` may
-    have another one behind it."""
-    rest = [argument for argument in sys.argv[1:] if argument not in _FLAGS_OF_SWEEPS]
-    place = next((i for i, argument in enumerate(rest) if _is_override(argument)), len(rest))
-    sys.argv[1:] = [flag, *rest[:place], override, *rest[place:]]
-
-
-@contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Inside the block Hydra hands errors on, instead of printing them and ending the program."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The sentence for the user that is behind an error, if there is one."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
-def _end_with_parent() -> None:
-    """In a process that a sweep has started: save and end when the sweep does, however it ends."""
-    if os.environ.pop(ENDS_WITH_PARENT, None) is None:
-        return
-
-    def wait() -> None:
-        with open(0, "rb", closefd=False) as held_by_parent:
-            held_by_parent.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _leave_the_disk_to_the_main_thread(failed: threading.ExceptHookArgs) -> None:
@@ -264,8 +153,13 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
             _require_options(parsed)
             singles = list(_single_values(parsed))
         except HydraException as error:
-            told = [line for line in str(error).splitlines() if not line.startswith("Error parsing override")]
-            raise UserError(told[0]) from error
+            head, *told = str(error).splitlines()
+            if not head.startswith(("Error parsing override", "LexerNoViableAlt")):
+                raise UserError(head) from error
+            given = head.partition("'")[2].rstrip("'") if head.startswith("Error") else head.partition(": ")[2]
+            is_plain = told and " while evaluating " in told[0]  # the others are of Hydra's grammar
+            why = told[0] if is_plain else "quote special characters, as in \"key='a (b)'\""
+            raise UserError(f"{given} cannot be understood: {why}") from error
         for single in singles:
             try:
                 config = compose(config_name, overrides=single)
@@ -274,6 +168,10 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
                 OmegaConf.to_container(config, resolve=True)
                 _require_known_parts(config, config_name, single, parsed)
                 _require_types(config, _with_groups_only(config_name, parsed), parsed)
+                of_sweep = [one for one in parsed if one.key_or_group.startswith(("hydra.launcher.", "hydra.sweeper."))]
+                if of_sweep:
+                    whole = compose(config_name, overrides=single, return_hydra_config=True)
+                    _require_types(whole, _with_groups_only(config_name, parsed, with_hydra=True), of_sweep)
             except HydraException as error:
                 swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
                 one_job = OverridesParser.create(loader).parse_overrides(single)
@@ -285,7 +183,7 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
 
 def _space(config_name: str, parsed: list[Override]) -> list[Override]:
     """What the sweeper's `params` vary beside the command line. Refuses a search that is none, or a space for no search."""
-    is_multirun = any(flag in sys.argv[1:] for flag in _FLAGS_OF_SWEEPS)
+    is_multirun = is_sweep()
     for override in parsed:
         if override.key_or_group == "search" and (override.is_sweep_override() or not is_multirun):
             one = "one at a time, as in " if override.is_sweep_override() else ""
@@ -312,14 +210,27 @@ def _space(config_name: str, parsed: list[Override]) -> list[Override]:
 
 
 def _single_values(parsed: list[Override]) -> Iterator[list[str]]:
-    """The overrides with one value each: all first values, then every other value in turn."""
+    """The overrides with one value each: all first values, then in turn every other part, and every other kind of value."""
     of_hydra = [override for override in parsed if override.is_sweep_override() and override.is_hydra_override()]
     values = [_values(override) for override in parsed if override not in of_hydra]  # its own to check
     first = [options[0] for options in values]
     yield first
+    groups = _groups()
     for i, options in enumerate(values):
-        for other in options[1:]:
+        is_part = options[0].partition("=")[0].lstrip("+") in groups
+        kinds = {option: option if is_part else _kind(option) for option in options}
+        for kind in dict.fromkeys(kinds.values()):
+            other = next(option for option in options if kinds[option] == kind)
+            if other == options[0]:
+                continue
             yield [*first[:i], other, *first[i + 1 :]]
+
+
+def _kind(override: str) -> str:
+    """What kind of value an override gives: one of each is enough to know whether it can be."""
+    value = OmegaConf.create({"it": None})
+    value.merge_with_dotlist([f"it={override.partition('=')[2]}"])
+    return type(value.it).__name__
 
 
 def _values(override: Override) -> list[str]:

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,22 +24,25 @@ from src.core.errors import UserError
 from src.runs import Run, descriptive, without_controls
 
 __all__ = [
-    "ENDS_WITH_PARENT",
     "Job",
     "JobProcess",
+    "end_with_parent",
     "named",
+    "nothing_to_do",
     "objectives",
     "prepare",
     "run_as_job",
     "run_in_worker",
     "settle_lost",
+    "wanted_of",
     "stop_all",
 ]
 
 log = logging.getLogger(__name__)
 
-ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # in the environment: the process ends when its standard input does
+_OF_SWEEP = "JOB_OF_SWEEP"  # in the environment of a job's process: "retry" if it may be tried again, "once" if not
 _SAVING_SECONDS = 60.0  # that a job has to save itself
+_given = os.environ.pop(_OF_SWEEP, None)  # taken away, so that processes which this one starts are no jobs themselves
 _ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -60,9 +65,14 @@ class Job:
     config_of_command: DictConfig
 
     @property
+    def retry_failed(self) -> bool:
+        """Whether it is tried again if it has failed before."""
+        return bool(self.config_of_command.retry_failed)
+
+    @property
     def plan(self) -> str:
         """What becomes of it, in words that begin with run, go on, retry or skip."""
-        return _plan(self.run, self.config_of_command.retry_failed)
+        return _plan(self.run, self.retry_failed)
 
     @property
     def is_to_run(self) -> bool:
@@ -93,7 +103,7 @@ def prepare(job: Job) -> Run:
 def _plan(run: Run, retry_failed: bool) -> str:
     if not run.is_there():
         return "run"
-    status = run.status()
+    status = run.state()
     match status["status"]:
         case "waiting":
             return "run"
@@ -107,6 +117,27 @@ def _plan(run: Run, retry_failed: bool) -> str:
             return f"skip: {other}"
 
 
+def nothing_to_do(run: Run) -> str | None:
+    """Why this process, if it is a job of a sweep, shall leave the run alone that it has claimed; None if it shall not."""
+    if _given is None:
+        return None
+    plan = _plan(run, retry_failed=_given == "retry")
+    return plan if plan.startswith("skip") else None
+
+
+def end_with_parent() -> None:
+    """In the process of a job: save and end when the sweep does, however it ends."""
+    if _given is None:
+        return
+
+    def wait() -> None:
+        with open(0, "rb", closefd=False) as held_by_parent:
+            held_by_parent.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class JobProcess:
     """The process that trains a prepared job: `python -m src.train resume=DIRECTORY`.
 
@@ -117,9 +148,12 @@ class JobProcess:
         directory: the job's.
         output: a file for what it prints beside its log; None: it prints to this process's screen.
         environment: variables to set beside those of this process.
+        retry_failed: whether it shall try a job again that has failed.
     """
 
-    def __init__(self, directory: Path, output: Path | None, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, output: Path | None, environment: Mapping[str, str], retry_failed: bool = False
+    ) -> None:
         self._directory = directory
         self._was_asked = False
         quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
@@ -130,7 +164,7 @@ class JobProcess:
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=None if self._output is None else subprocess.STDOUT,
-            env={**os.environ, **environment, ENDS_WITH_PARENT: "1"},
+            env={**os.environ, **environment, _OF_SWEEP: "retry" if retry_failed else "once"},
             start_new_session=True,
         )
 
@@ -160,7 +194,8 @@ class JobProcess:
     def kill(self) -> None:
         """End it at once."""
         log.warning(f"{self._directory} does not end by itself; it is killed")
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the processes of its other devices
         self._process.wait()
 
     def close(self) -> None:
@@ -190,11 +225,11 @@ def stop_all(processes: Sequence[JobProcess]) -> None:
 
 def _settle(run: Run, code: int, was_stopped: bool) -> None:
     """Put down how a job ended whose process could not do that itself; `code` is what the process ended with."""
-    if run.status()["status"] not in ("waiting", "running"):
+    if run.state()["status"] not in ("waiting", "running"):
         return
     try:
         with claim(run.path):
-            if run.status()["status"] not in ("waiting", "running"):
+            if run.state()["status"] not in ("waiting", "running"):
                 return
             if was_stopped or -code in _ASK_TO_END:
                 run.set_status("interrupted")
@@ -216,25 +251,30 @@ def settle_lost(run: Run, reason: str | None) -> None:
     end = time.monotonic() + _SAVING_SECONDS
     while is_claimed(run.path) and time.monotonic() < end:
         time.sleep(0.1)
-    status = run.status()["status"]
-    if status in ("waiting", "running") and not is_claimed(run.path):
+    if run.state()["status"] not in ("waiting", "running"):
+        return
+    try:
         with claim(run.path):
-            if reason is not None:
+            status = run.state()["status"]
+            if reason is not None and status in ("waiting", "running"):
                 run.set_status("failed", reason)
             elif status == "running":
                 run.set_status("interrupted")
+    except ClaimedError:
+        return  # another sweep works on it, or it still ends
 
 
-def run_in_worker(directory: str, folder: str) -> None:
+def run_in_worker(directory: str, folder: str, retry_failed: bool) -> None:
     """Train a job in a process that something else has started, as a worker of a cluster.
 
     Args:
         directory: the job's.
         folder: to run in, for the paths of its config.
+        retry_failed: whether it shall be tried again if it has failed.
     """
     os.chdir(folder)
     path = Path(directory)
-    JobProcess(path, path / "output.txt", {}).wait()
+    JobProcess(path, path / "output.txt", {}, retry_failed).wait()
 
 
 def objectives(run: Run, wanted: list[str]) -> list[float]:
@@ -247,7 +287,7 @@ def objectives(run: Run, wanted: list[str]) -> list[float]:
     Returns:
         A value for each name; NaN where the run has none, since it failed or the metric does not apply.
     """
-    if run.status()["status"] != "done":
+    if run.state()["status"] != "done":
         return [math.nan] * len(wanted)
     measured, means = (run.results() or {}).get("metrics", {}), run.validation()
     values = []
@@ -268,7 +308,12 @@ def run_as_job(config: DictConfig, hydra: DictConfig) -> list[float] | None:
         return None
     prepare(job)
     if job.is_to_run:
-        JobProcess(run.path, None, {}).wait()
+        JobProcess(run.path, None, {}, config.retry_failed).wait()
     else:
         log.info(f"{job.shown}: {job.plan}")
-    return objectives(run, list(config.objective)) if config.objective else None
+    return objectives(run, wanted_of(config)) if wanted_of(config) else None
+
+
+def wanted_of(config: DictConfig) -> list[str]:
+    """The names in a command's `objective`; what is null there is not wanted."""
+    return [str(name) for name, direction in config.objective.items() if direction is not None]

@@ -48,8 +48,9 @@ _WITHOUT_EFFECT = (  # on what comes out
 
 
 def descriptive(overrides: Iterable[str]) -> list[str]:
-    """The overrides that say what is trained, without those that only say how the command goes about it."""
-    return [override for override in overrides if re.split(r"[.@=/]", override.lstrip("+~"))[0] not in _CONTROLS]
+    """The overrides that say what is trained, without those of the command and those that cannot change the result."""
+    keys = "|".join(map(re.escape, (*_CONTROLS, *_WITHOUT_EFFECT)))
+    return [override for override in overrides if not re.match(rf"[+~]*({keys})([.@=/]|$)", override)]
 
 
 def without_controls(config: DictConfig) -> DictConfig:
@@ -60,7 +61,12 @@ def without_controls(config: DictConfig) -> DictConfig:
 
 
 def config_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that name what a config makes: without what cannot change the result, and without names."""
+    """Eight hexadecimal digits that name what a config makes."""
+    return _digest(config)[:8]
+
+
+def _digest(config: DictConfig) -> str:
+    """SHA-256 of a config, without what cannot change the result, and without names."""
     plain = cast("dict[str, Any]", OmegaConf.to_container(without_controls(config)))
     for path in (*_WITHOUT_EFFECT, "name"):
         *above, last = path.split(".")
@@ -69,7 +75,7 @@ def config_hash(config: DictConfig) -> str:
             node = node.get(key, {}) if isinstance(node, dict) else {}
         if isinstance(node, dict):
             node.pop(last, None)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,15 @@ class Run:
         What cannot change the result, as where the data lie, follows the config of today.
         """
         run = cls(path)
-        is_new = not run._status_file.exists()
-        if not is_new and config_hash(run.config()) != config_hash(config):
+        status = run.state() if run.is_there() else {"status": "waiting"}
+        if run.is_there() and (path / "config.yaml").is_file() and _digest(run.config()) != _digest(config):
             raise UserError(
                 f"{path} holds a run of another config; give the sweep another name with sweep=, or let hydra.sweep.subdir "
                 "hold ${job_name:}"
             )
-        if is_new or run.status()["status"] in ("waiting", "running", "interrupted", "failed"):
+        if status["status"] not in ("done", "pruned"):
             _write_json(path / "job.json", {"overrides": overrides})
-            run._write_down(config, run.status() if not is_new else {"status": "waiting"})
+            run._write_down(config, status)
         return run
 
     def _write_down(self, config: DictConfig, status: dict[str, Any] | None = None) -> None:
@@ -196,10 +202,17 @@ class Run:
             raise UserError(f"{self._status_file} is damaged (it has no status)")
         return status
 
+    def state(self) -> dict[str, Any]:
+        """The status; "failed" with the reason if it is damaged or gone."""
+        try:
+            return self.status()
+        except UserError as error:
+            return {"status": "failed", "reason": str(error)}
+
     def set_status(self, status: str, reason: str | None = None) -> None:
         """Record how the run is, with the reason of a failure or of its pruning, and the seconds that it has run for."""
         now = datetime.now(UTC)
-        before = self.status() if self.is_there() else {}
+        before = self.state() if self.is_there() else {}
         entry = {"status": status, "time": now.isoformat(timespec="seconds"), "seconds": before.get("seconds", 0.0)}
         if status == "running":
             entry |= {"host": platform.node(), "pid": str(os.getpid()), "since": now.timestamp()}
@@ -271,7 +284,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that a reader never sees half of it."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
+    with open(unfinished, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a loss of power may leave a new name on no content
     unfinished.replace(path)
 
 

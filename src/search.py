@@ -106,7 +106,7 @@ class Search(Sweeper):
             raise UserError("a search needs a space: give an interval or a choice, as optim.lr=interval(1e-4,1e-2)")
         self._quantity = self._quantity_to_prune_by()
         self._where = self._absolute_storage()
-        self._name = self._study_name or (self._directory.name if is_url(self._where) else _NAME_IN_JOURNAL)
+        self._name = self._study_name or (_NAME_IN_JOURNAL if self._storage is None else self._directory.name)
         if self._config.plan:
             self._print_plan()
             return
@@ -266,8 +266,8 @@ class Search(Sweeper):
         from optuna.trial import TrialState
 
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if is_url(self._where) and trial.user_attrs.get("sweep") != self._address:
-                continue  # another sweep's
+            if self._storage is not None and trial.user_attrs.get("sweep") != self._address:
+                continue  # another sweep's, in a storage that several may share
             if trial.params.keys() == self._space.distributions.keys():
                 yield trial.number
             else:
@@ -281,7 +281,7 @@ class Search(Sweeper):
         again = retried(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             run = Run(Path(trial.user_attrs.get("directory", "")))
-            if trial.number not in again and run.is_there() and run.status()["status"] == "failed":
+            if trial.number not in again and run.is_there() and run.state()["status"] == "failed":
                 self._study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
     def _num_left(self) -> int:
@@ -383,7 +383,7 @@ class Search(Sweeper):
         """Tell the study how the job of a trial stands."""
         from optuna.trial import TrialState
 
-        status = run.status() if run.is_there() else {"status": "failed", "reason": "it never began"}
+        status = run.state() if run.is_there() else {"status": "failed", "reason": "it never began"}
         match status["status"]:
             case "done":
                 self._tell_values(number, run)
@@ -432,7 +432,7 @@ class Search(Sweeper):
         if self._is_there():
             import optuna
 
-            storage = open_storage(self._where)
+            storage = open_storage(self._where, may_write=False)
             if self._name in [study.study_name for study in optuna.get_all_study_summaries(storage)]:
                 self._study = optuna.load_study(study_name=self._name, storage=storage)
                 left = max(0, self._n_trials - len(counted(self._study)))

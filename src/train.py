@@ -14,7 +14,7 @@ from src.cli import CONF, run_entry_point
 from src.console import leave_log_file
 from src.core.errors import PrunedError, UserError
 from src.core.ranks import global_rank
-from src.jobs import named, run_as_job
+from src.jobs import named, nothing_to_do, run_as_job, wanted_of
 from src.runs import Run
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ def _resume(given: DictConfig, overrides: list[str]) -> None:
     with ExitStack() as held:
         try:
             held.enter_context(claim(directory))
+            if (why := nothing_to_do(Run(directory))) is not None:
+                log.info(f"{why} ({directory})")
+                return
             run = Run.reopen(directory, is_longer=bool({"trainer.max_epochs", "trainer.max_steps"} & keys))
         except UserError:
             leave_log_file()
@@ -213,12 +216,27 @@ def _check(config: DictConfig) -> None:
     if config.resume is not None:
         Run.open(Path(config.resume), "resume")
     known = [file.stem for file in (CONF / "metric").glob("*.yaml") if file.stem != "default"]
+    _check_objective(config)
     if "light_evaluation" not in config.callback:
         raise UserError("callback.light_evaluation is needed; callback.light_evaluation.metrics=[] turns it off")
     for name in config.callback.light_evaluation.metrics or ():
         if name not in known:
             raise UserError(
                 f"callback.light_evaluation.metrics: {name} is not a metric; allowed: {', '.join(sorted(known))}"
+            )
+
+
+def _check_objective(config: DictConfig) -> None:
+    objective = config.objective
+    if not isinstance(objective, DictConfig):
+        raise UserError(f"objective={objective} must say what is good, as in objective={{{objective}: minimize}}")
+    for name, direction in ((str(name), direction) for name, direction in objective.items()):
+        if direction not in ("minimize", "maximize", None):  # None: not this one of a search's
+            raise UserError(f"objective={{{name}:{direction}}} is no direction; allowed: minimize, maximize")
+        if not name.startswith("val/") and name not in config.metric:
+            raise UserError(
+                f"objective={name} is neither a held-out mean of the training, as val/loss, nor one of metric=: "
+                f"{', '.join(map(str, config.metric))}"
             )
 
 
@@ -229,7 +247,7 @@ def main() -> Any:
 def _end_sweep(directory: Path, config: DictConfig) -> bool:
     from src.sweep_report import write_report
 
-    return write_report(directory, list(config.objective) or None).is_complete
+    return write_report(directory, wanted_of(config) or None).is_complete
 
 
 if __name__ == "__main__":

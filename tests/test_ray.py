@@ -59,7 +59,7 @@ def devices_of_running(directory: Path) -> list[str]:
             variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
         except (OSError, ValueError):
             continue
-        if any(line.startswith("ENDS_WITH_PARENT=") for line in variables):  # else it is the sweep that prepares it
+        if any(line.startswith("JOB_OF_SWEEP=") for line in variables):  # else it is the sweep that prepares it
             found += [line.partition("=")[2] for line in variables if line.startswith("CUDA_VISIBLE_DEVICES=")]
     return found
 

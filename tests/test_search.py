@@ -157,7 +157,7 @@ class Actor:
         self.trained: list[Path] = []
         self.act: Callable[[Run], None] = well
 
-    def process(self, directory: Path, output: Path | None, environment: dict[str, str]) -> Mock:
+    def process(self, directory: Path, output: Path | None, environment: dict[str, str], retry_failed: bool) -> Mock:
         self.trained.append(directory)
         self.act(Run(directory))
         return Mock(has_ended=lambda: True)
@@ -441,7 +441,10 @@ def test_a_mistake_ends_the_command_in_one_sentence(tmp_path):
         ),
         ("-m seed=range(0,0)", "seed=range(0,0) names no value"),
         ("-m model=glob(zzz*)", "model=glob(zzz*) names no value"),
-        ("-m seed=choice()", "ValueError while evaluating 'choice()': empty choice is not legal"),
+        (
+            "-m seed=choice()",
+            "seed=choice() cannot be understood: ValueError while evaluating 'choice()': empty choice is not legal",
+        ),
     ],
 )
 def test_what_is_no_sweep_ends_in_one_sentence(tmp_path, arguments, sentence):

@@ -68,7 +68,10 @@ def launcher(directory: Path, **settings: Any) -> SlurmJobs:
 
 
 def jobs(directory: Path, num_jobs: int) -> list[Job]:
-    return [Job(i, Run(directory / f"job {i}"), [], OmegaConf.create(), OmegaConf.create()) for i in range(num_jobs)]
+    return [
+        Job(i, Run(directory / f"job {i}"), [], OmegaConf.create(), OmegaConf.create({"retry_failed": False}))
+        for i in range(num_jobs)
+    ]
 
 
 def submitted(fake: Path, num_jobs: int, **settings: Any) -> tuple[dict[str, str], str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from src.cli import _sweep_directory
 from src.core.errors import UserError
 from src.jobs import Job, objectives, settle_lost
 from src.launchers.base import JobLauncher
@@ -18,8 +18,9 @@ from src.launchers.local import LocalJobs
 from src.launchers.ray import RayJobs
 from src.launchers.slurm import SlurmJobs
 from src.runs import Run, config_hash, descriptive
+from src.sweeping import job_name, sweep_directory
 from tests.commands import QUICK, call
-from tests.configs import compose_config
+from tests.configs import CONF, compose_config
 
 # --- what a job is ---------------------------------------------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class Clock(JobLauncher):
 def timed(tmp_path: Path, *ticks: int) -> deque[Job]:
     jobs: deque[Job] = deque()
     for number, tick in enumerate(ticks):
-        job = made(tmp_path / str(number), "waiting")
+        job = made(tmp_path / str(number), None)
         config = OmegaConf.merge(job.config, {"seed": tick})
         jobs.append(Job(number, job.run, job.overrides, config, job.config_of_command))
     return jobs
@@ -339,13 +340,26 @@ def test_the_same_command_finds_the_same_sweep_whatever_its_order(tmp_path, monk
         shown += re.findall(r"outputs/sweeps/([^/]+)/([^/)]+)\)", said.text)
     assert len(shown) == 2
     assert shown[0] == shown[1]
-    assert shown[0][0] == _sweep_directory(["seed=0", "model=gan"], None).name
+    assert shown[0][0] == sweep_directory(["seed=0", "model=gan"], None).name
 
 
 def test_a_sweep_is_called_by_what_is_swept_or_as_it_is_told():
-    folder = _sweep_directory(["seed=0", "model=vae,gan"], None)
-    assert folder == _sweep_directory(["model=vae,gan", "seed=0", "plan=true"], None)
-    assert folder != _sweep_directory(["model=vae,gan", "seed=1"], None)
-    assert _sweep_directory(["seed=1", "model=vae,gan"], "mine") == Path("outputs/sweeps/mine")
-    with pytest.raises(SystemExit, match="error: sweep=a/b must be a plain name"):
-        _sweep_directory(["seed=0,1"], "a/b")
+    folder = sweep_directory(["seed=0", "model=vae,gan"], None)
+    assert folder == sweep_directory(["model=vae,gan", "seed=0", "plan=true"], None)
+    assert folder != sweep_directory(["model=vae,gan", "seed=1"], None)
+    assert sweep_directory(["seed=1", "model=vae,gan"], "mine") == Path("outputs/sweeps/mine")
+    assert sweep_directory([], 2024) == Path("outputs/sweeps/2024")
+    for name in ("a/b", "..", ".", "", "$(x)"):
+        with pytest.raises(UserError, match="must be a plain name"):
+            sweep_directory(["seed=0,1"], name)
+
+
+@pytest.mark.parametrize("where", ["data.root=/a", "data.cache=/b", "loader.num_workers=2", "logger=[]", "plan=true"])
+def test_what_cannot_change_the_result_does_not_change_where_a_job_lies(where):
+    assert sweep_directory(["seed=0,1", where], None) == sweep_directory(["seed=0,1"], None)
+    names = []
+    for overrides in ((), (where,), ("model=vae", where)):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            names.append(job_name(compose("config", ["data=mnist", "seed=1", *overrides], return_hydra_config=True)))
+    assert names[0] == names[1] == names[2]
+    assert names[0].startswith("mnist-vae-seed1-")

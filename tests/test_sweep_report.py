@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image, ImageFont
 
+from src.claim import claim
 from src.core.errors import UserError
 from src.sweep_picture import MOST_TILES, Tile, arrange, newest_grid, paint
 from src.sweep_report import SweepReport, write_report
@@ -204,13 +205,12 @@ def test_a_sweep_is_complete_if_no_job_failed_and_none_is_left(sweep, others, is
 
 
 def test_a_job_whose_process_is_gone_was_interrupted(sweep):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name, pid in {"gone": ended.pid, "here": os.getpid()}.items():
-        job = sweep.job(name, status={"status": "running", "host": platform.node(), "pid": str(pid)})
-        write(job / ".claim.json", {"host": platform.node(), "pid": pid})
-    gone, here = write_report(sweep.path).jobs
-    assert (gone.status, gone.reason) == ("interrupted", f"its process {ended.pid} has ended without a word")
+    for name in ("gone", "here"):
+        job = sweep.job(name, status={"status": "running", "host": platform.node(), "pid": "123"})
+        write(job / ".claim.json", {"host": platform.node(), "pid": os.getpid()})  # whoever has that number now
+    with claim(job):
+        gone, here = write_report(sweep.path).jobs
+    assert (gone.status, gone.reason) == ("interrupted", "its process 123 has ended without a word")
     assert here.status == "running"
 
 

@@ -11,13 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
 from src.core.errors import UserError
-from src.jobs import Job, named, objectives, prepare
+from src.jobs import Job, named, objectives, prepare, wanted_of
 from src.runs import Run, descriptive
 
-__all__ = ["Handle", "JobLauncher"]
+__all__ = ["Handle", "JobLauncher", "num_devices"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,16 @@ class JobLauncher(Launcher, ABC):
             raise UserError(
                 f"trainer.num_nodes={job.config.trainer.num_nodes}: a job of a sweep runs on one machine; start a run over "
                 "several machines by itself, without -m"
+            )
+
+    @staticmethod
+    def require_gpus(job: Job, given: float) -> None:
+        """Raise `UserError` if a job shall train on more GPUs than it is given."""
+        devices, wanted = job.config.trainer.devices, num_devices(job)
+        if job.config.trainer.accelerator != "cpu" and wanted is not None and wanted > max(given, 1):
+            raise UserError(
+                f"trainer.devices={devices}: a job is given {given:g} GPUs here; it takes {wanted}, with "
+                f"hydra/launcher=ray or slurm set hydra.launcher.gpus_per_job={wanted}"
             )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -117,6 +127,7 @@ class JobLauncher(Launcher, ABC):
                 while self.num_places is None or len(running) + len(new) < self.num_places:
                     if (job := next_job()) is None:
                         break
+                    prepare(job)  # once more: somebody may have taken its directory away
                     new.append(job)
                 running |= dict(zip(self.start(new), new, strict=True)) if new else {}
                 if not running:
@@ -147,15 +158,23 @@ def _next_to_run(waiting: deque[Job]) -> Job | None:
     return None
 
 
+def num_devices(job: Job) -> int | None:
+    """Devices that a job is trained on; None if it takes all that it sees."""
+    devices = job.config.trainer.devices
+    if isinstance(devices, ListConfig):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else None
+
+
 def _in_words(run: Run) -> str:
-    status = run.status()
+    status = run.state()
     reason = f" ({status['reason']}; log: {run.shown}/log.txt)" if "reason" in status else ""
     return f"{status['status']}{reason}"
 
 
 def _returned(job: Job) -> JobReturn:
-    wanted = job.config_of_command.objective
-    value = objectives(job.run, list(wanted)) if wanted and job.run.is_there() else None
+    wanted = wanted_of(job.config_of_command)
+    value = objectives(job.run, wanted) if wanted and job.run.is_there() else None
     return JobReturn(
         overrides=job.overrides,
         cfg=job.config,

@@ -7,7 +7,7 @@ import time
 
 from src.core.errors import UserError, require_at_least
 from src.jobs import Job, JobProcess, stop_all
-from src.launchers.base import JobLauncher
+from src.launchers.base import JobLauncher, num_devices
 
 __all__ = ["LocalJobs"]
 
@@ -31,12 +31,13 @@ class LocalJobs(JobLauncher):
 
     def require_possible(self, job: Job) -> None:
         super().require_possible(job)
-        devices = job.config.trainer.devices
-        if devices not in (1, "1") and self.num_places > 1 and self._gpus and job.config.trainer.accelerator != "cpu":
+        if self._gpus and self.num_places > 1 and job.config.trainer.accelerator != "cpu" and (num_devices(job) or 1) > 1:
             raise UserError(
-                f"trainer.devices={devices}: with hydra.launcher.n_jobs={self.num_places} a job has one GPU; set "
-                "hydra.launcher.n_jobs=1, or use hydra/launcher=ray with hydra.launcher.gpus_per_job"
+                f"trainer.devices={job.config.trainer.devices}: with hydra.launcher.n_jobs={self.num_places} a job has one "
+                "GPU; set hydra.launcher.n_jobs=1, or use hydra/launcher=ray with hydra.launcher.gpus_per_job"
             )
+        if self._gpus and self.num_places == 1:
+            self.require_gpus(job, len(self._gpus))
 
     def open(self) -> None:
         assert not any(self._places)
@@ -46,7 +47,7 @@ class LocalJobs(JobLauncher):
         for job in jobs:
             place = self._places.index(None)
             output = job.run.path / "output.txt" if self.num_places > 1 else None
-            process = JobProcess(job.run.path, output, self._environment(place))
+            process = JobProcess(job.run.path, output, self._environment(place), job.retry_failed)
             self._places[place] = process
             processes.append(process)
         return processes

@@ -68,13 +68,7 @@ class RayJobs(JobLauncher):
 
     def require_possible(self, job: Job) -> None:
         super().require_possible(job)
-        devices = str(job.config.trainer.devices)
-        given = 1 if self._gpus_per_job is None else self._gpus_per_job
-        if job.config.trainer.accelerator != "cpu" and devices.isdigit() and int(devices) > max(given, 1):
-            raise UserError(
-                f"trainer.devices={devices}: a job is given {given:g} GPUs; to give it {devices}, set "
-                f"hydra.launcher.gpus_per_job={devices}"
-            )
+        self.require_gpus(job, 1 if self._gpus_per_job is None else self._gpus_per_job)
 
     def open(self) -> None:
         if self._address is not None and self._address not in ("auto", "local"):
@@ -92,7 +86,8 @@ class RayJobs(JobLauncher):
         self._task = ray.remote(run_in_worker).options(**options)
 
     def start(self, jobs: list[Job]) -> list[Any]:
-        references = [self._task.remote(str(job.run.path.absolute()), str(Path.cwd())) for job in jobs]
+        folder = str(Path.cwd())
+        references = [self._task.remote(str(job.run.path.absolute()), folder, job.retry_failed) for job in jobs]
         self._started |= dict(zip(references, jobs, strict=True))
         return references
 

@@ -92,13 +92,7 @@ class SlurmJobs(JobLauncher):
 
     def require_possible(self, job: Job) -> None:
         super().require_possible(job)
-        devices = job.config.trainer.devices
-        given = self._gpus_per_job
-        if job.config.trainer.accelerator != "cpu" and str(devices) not in ("1", "auto", "-1", str(given)):
-            raise UserError(
-                f"trainer.devices={devices}: a job is given {given} GPUs; to give it {devices}, set "
-                f"hydra.launcher.gpus_per_job={devices}"
-            )
+        self.require_gpus(job, self._gpus_per_job)
 
     def open(self) -> None:
         import submitit
@@ -114,9 +108,9 @@ class SlurmJobs(JobLauncher):
     def start(self, jobs: list[Job]) -> list[Any]:
         if self._cluster == "slurm":
             with self._executor.batch():  # one array
-                handles = [self._executor.submit(_SlurmJob(job.run.path.absolute())) for job in jobs]
+                handles = [self._executor.submit(_SlurmJob(job.run.path.absolute(), job.retry_failed)) for job in jobs]
         else:
-            handles = [self._executor.submit(_SlurmJob(job.run.path.absolute())) for job in jobs]
+            handles = [self._executor.submit(_SlurmJob(job.run.path.absolute(), job.retry_failed)) for job in jobs]
         self._started |= {id(handle): job for handle, job in zip(handles, jobs, strict=True)}
         return handles
 
@@ -142,12 +136,14 @@ class SlurmJobs(JobLauncher):
 class _SlurmJob:
     """What Slurm runs: a job by its directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, retry_failed: bool) -> None:
         self._directory = directory
+        self._retry_failed = retry_failed
         self._process: JobProcess | None = None
 
     def __call__(self) -> None:
-        self._process = JobProcess(self._directory, self._directory / "output.txt", _LIGHTNING_STARTS_PROCESSES)
+        output = self._directory / "output.txt"
+        self._process = JobProcess(self._directory, output, _LIGHTNING_STARTS_PROCESSES, self._retry_failed)
         self._process.wait()
 
     def checkpoint(self) -> Any:
@@ -156,4 +152,4 @@ class _SlurmJob:
 
         if self._process is not None:
             self._process.stop()
-        return submitit.helpers.DelayedSubmission(_SlurmJob(self._directory))
+        return submitit.helpers.DelayedSubmission(_SlurmJob(self._directory, self._retry_failed))

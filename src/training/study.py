@@ -3,6 +3,7 @@
 Both the search and each of its trainings open the study, so a study lies where all of them reach it.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,13 @@ def is_url(storage: str) -> bool:
     return "://" in storage
 
 
-def open_storage(storage: str) -> "BaseStorage":
-    """The storage, made if it is not there.
+def open_storage(storage: str, may_write: bool = True) -> "BaseStorage":
+    """The storage, made if it is not there. Raises `UserError` for a file that is something else.
 
     Args:
         storage: URL of a data base, as "sqlite:////home/me/study.db", or path of a journal file, which many processes may
             write to, on file systems of several machines, too.
+        may_write: take away half a line that a killed process has left in a journal.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -36,8 +38,12 @@ def open_storage(storage: str) -> "BaseStorage":
     try:
         if is_url(storage):
             return optuna.storages.get_storage(storage)
-        _drop_half_a_line(Path(storage))
+        _require_journal(Path(storage))
+        if may_write:
+            _drop_half_a_line(Path(storage))
         return optuna.storages.JournalStorage(JournalFileBackend(storage))
+    except UserError:
+        raise
     except Exception as error:  # drivers of data bases raise many kinds
         raise UserError(f"the study's storage {shown_storage(storage)} cannot be opened ({error})") from error
 
@@ -52,6 +58,20 @@ def shown_storage(storage: str) -> str:
         return make_url(storage).render_as_string(hide_password=True)
     except Exception:  # noqa: BLE001 - it is no URL, or there is no SQLAlchemy: its opening says so
         return storage.partition("://")[0] + "://..."
+
+
+def _require_journal(file: Path) -> None:
+    """Raise `UserError` if a file holds something else than the records of a study."""
+    if not file.exists() or file.stat().st_size == 0:
+        return
+    with open(file, "rb") as content:
+        first = content.readline(1_000_000)
+    try:
+        is_journal = "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        is_journal = False
+    if not is_journal:
+        raise UserError(f"{file} is no journal of a study, and is left as it is; a data base is named as sqlite:///FILE")
 
 
 def _drop_half_a_line(journal: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -78,6 +79,11 @@ class Prune(L.Callback):
         import optuna
 
         where = shown_storage(self._storage)
+        if not is_url(self._storage) and not Path(self._storage).exists():
+            raise UserError(
+                f"the study of this training, {where}, is not there; was it moved? (to train without it, take "
+                "callback.prune out of the run's config.yaml)"
+            )
         storage = open_storage(self._storage)
         try:
             study_id = storage.get_study_id_from_name(self._study)
