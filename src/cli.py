@@ -160,6 +160,7 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
             is_plain = told and " while evaluating " in told[0]  # the others are of Hydra's grammar
             why = told[0] if is_plain else "quote special characters, as in \"key='a (b)'\""
             raise UserError(f"{given} cannot be understood: {why}") from error
+        default = functools.cache(functools.partial(_with_groups_only, config_name, parsed))  # the same for all of them
         for single in singles:
             try:
                 config = compose(config_name, overrides=single)
@@ -167,11 +168,11 @@ def _compose_all(config_name: str, overrides: list[str]) -> Iterator[DictConfig]
                     raise UserError(f"{missing[0]} must be given: {missing[0]}=...")
                 OmegaConf.to_container(config, resolve=True)
                 _require_known_parts(config, config_name, single, parsed)
-                _require_types(config, _with_groups_only(config_name, parsed), parsed)
+                _require_types(config, default(), parsed)
                 of_sweep = [one for one in parsed if one.key_or_group.startswith(("hydra.launcher.", "hydra.sweeper."))]
                 if of_sweep:
                     whole = compose(config_name, overrides=single, return_hydra_config=True)
-                    _require_types(whole, _with_groups_only(config_name, parsed, with_hydra=True), of_sweep)
+                    _require_types(whole, default(with_hydra=True), of_sweep)
             except HydraException as error:
                 swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
                 one_job = OverridesParser.create(loader).parse_overrides(single)

@@ -51,11 +51,16 @@ def _inline_options() -> list[str]:
     return sorted({text for text in INLINE if re.fullmatch(rf"{option}( {option})*", text)})
 
 
+def _values(given: str) -> list[str]:
+    """One value, several with commas between, or the first end of an interval."""
+    if interval := re.search(r"interval\((.*?),", given):
+        return [interval[1]]
+    return [given] if given[:1] in ("[", "{") else given.split(",")
+
+
 def _require_composes(root: str, overrides: list[str]) -> None:
     """All values of all overrides are accepted, and every option of a group has its YAML."""
-    parts = [
-        (key, value.split(",") if value[:1] != "[" else [value]) for key, _, value in (o.partition("=") for o in overrides)
-    ]
+    parts = [(key, _values(value)) for key, _, value in (override.partition("=") for override in overrides)]
     for key, values in parts:
         group = key.partition("@")[0]
         if (CONF / group).is_dir():
