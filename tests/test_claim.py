@@ -18,7 +18,7 @@ from src.claim import ClaimedError, claim, is_claimed
 from src.core.errors import UserError
 
 PROCESSES = multiprocessing.get_context("fork")  # nothing heavy is imported here, so that forking is cheap
-NUM_ROUNDS, NUM_PROCESSES = 20, 6
+NUM_ROUNDS, NUM_PROCESSES = 8, 6
 
 
 @contextmanager

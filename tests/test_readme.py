@@ -17,7 +17,13 @@ TEXT = README.read_text() if README.exists() else ""
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL))
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-CONTEXTS = [(), ("model=dcgan",), ("data=mnist",), ("data=image_folder", "data.path=x")]  # where an option may belong
+CONTEXTS = [
+    (),
+    ("model=dcgan",),
+    ("data=mnist",),
+    ("data=image_folder", "data.path=x"),
+    ("search=vae",),
+]  # where an option may belong
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 

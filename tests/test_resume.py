@@ -166,7 +166,9 @@ def command(folder: Path, cache: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGUSR1", "SIGUSR2", "SIGINT"))]
+)
 def test_a_run_that_is_asked_to_end_saves_itself_and_ends_as_it_would_have(name, cache, tmp_path):
     folder = tmp_path / "stopped"
     line = [sys.executable, "-m", "src.train", *command(folder, cache)]

@@ -627,3 +627,13 @@ def test_a_killed_search_of_real_trainings_goes_on_and_prunes(tmp_path):
     pruned = [json.loads(file.read_text()) for file in tmp_path.glob("sweep/*/status.json") if "pruned" in file.read_text()]
     assert all("by the median pruner" in status["reason"] for status in pruned)
     assert pruned
+
+
+@pytest.mark.parametrize("content", ["SQLite format 3\x00", "a note", '{"a": 1}', "[]"])
+def test_a_file_that_is_no_study_is_refused_and_left_as_it_is(content, tmp_path):
+    file = tmp_path / "study.db"
+    file.write_text(content)
+    for may_write in (True, False):
+        with pytest.raises(UserError, match="is no journal of a study, and is left as it is"):
+            open_storage(str(file), may_write)
+    assert file.read_text() == content

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections import deque
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from src.core.errors import UserError
-from src.jobs import Job, objectives, settle_lost
+from src.jobs import Job, nothing_to_do, objectives, prepare, settle_lost
 from src.launchers.base import JobLauncher
 from src.launchers.local import LocalJobs
 from src.launchers.ray import RayJobs
@@ -103,6 +104,30 @@ def test_a_job_decides_from_its_status(status, has_checkpoint, retry_failed, pla
         (job.run.checkpoints / "last.ckpt").touch()
     assert job.plan == plan
     assert job.is_to_run is not plan.startswith("skip")
+
+
+@pytest.mark.parametrize("given", ["once", "retry"])
+@pytest.mark.parametrize("status", ["done", "failed", "pruned", "interrupted"])
+def test_the_process_of_a_job_decides_anew_when_it_has_the_job(given, status, tmp_path, monkeypatch):
+    """Its sweep may have decided long ago: a queue is long, and another sweep may have had the job meanwhile."""
+    run = made(tmp_path / "job", status, "lost" if status == "failed" else None).run
+    assert nothing_to_do(run) is None  # typed by a person, it goes on
+    monkeypatch.setattr("src.jobs._given", given)
+    is_to_run = status == "interrupted" or (status == "failed" and given == "retry")
+    assert (nothing_to_do(run) is None) is is_to_run
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_status_is_a_failure_of_that_job_alone(damage, tmp_path):
+    job = made(tmp_path / "job", "waiting")
+    (tmp_path / "job" / "status.json").write_text(damage)
+    assert job.plan.startswith("skip: failed (")
+    assert "status.json is damaged" in job.plan
+    again = made(tmp_path / "other", None, retry_failed=True)
+    retried = Job(0, job.run, job.overrides, job.config, again.config_of_command)
+    assert retried.plan == "retry"
+    prepare(retried)
+    assert job.run.status()["status"] == "failed"
 
 
 def test_a_directory_with_another_config_is_refused_and_left_alone(tmp_path):
@@ -204,6 +229,16 @@ def test_a_place_that_is_free_is_filled_at_once(tmp_path):
     assert launcher.log == [(0, "start 0"), (0, "start 1"), (1, "start 2"), (2, "start 3"), (3, "start 4")]
     assert ended == [(1, 1), (2, 2), (3, 3), (4, 4), (10, 0)]
     assert not launcher.is_open
+
+
+def test_a_directory_that_was_taken_away_is_made_again(tmp_path):
+    (job,) = timed(tmp_path, 1)
+    prepare(job)
+    shutil.rmtree(job.run.path)
+    launcher, jobs = Clock(), deque([job])
+    launcher.work_off(lambda: jobs.popleft() if jobs else None, lambda job: None, 1)
+    assert job.run.status()["status"] == "waiting"  # the clock trains nothing
+    assert launcher.log == [(0, "start 0")]
 
 
 def test_what_is_interrupted_is_closed(tmp_path):
@@ -321,6 +356,12 @@ def test_a_sweep_typed_again_does_nothing_twice_whoever_launches_it(tmp_path, ca
         (("seed=0,1", "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs=0 must be at least 1"),
         (("seed=0,1", "hydra/launcher=joblub"), "hydra/launcher=joblub does not exist"),
         (("seed=0,1", "hydra.launcher.n_job=2"), "hydra.launcher.n_job is not a key of the config"),
+        (("seed=0,1", "hydra.launcher.n_jobs=two"), "hydra.launcher.n_jobs=two must be a whole number"),
+        (("seed=0,1", "hydra.sweep.subdir=a/b"), "hydra.sweep.subdir must be a plain name"),
+        (("seed=0,1", "hydra.sweep.dir=a/${seed}"), "must be a path, the same for all jobs"),
+        (("seed=0,1", "resume=x"), "resume= goes on with one run, without -m"),
+        (("seed=0,1", "objective=fd"), "objective=fd must say what is good, as in objective={fd: minimize}"),
+        (("seed=0,1", "objective={fd: min}"), "objective={fd:min} is no direction"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence_before_anything_starts(arguments, sentence, tmp_path, monkeypatch):
@@ -330,6 +371,22 @@ def test_mistakes_are_told_in_a_sentence_before_anything_starts(arguments, sente
     assert sentence in said.text
     assert "Traceback" not in said.text
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("option", ["plan=true", "retry_failed=true", "sweep=mine"])
+def test_what_is_for_sweeps_is_refused_for_a_run(option, tmp_path):
+    said = call("train", option, f"hydra.run.dir={tmp_path}/run")
+    assert said.code == 1
+    assert f"{option} is for a sweep" in said.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_leaves_what_was_there(tmp_path, cache):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.txt").write_text("keep me")
+    said = call("train", *sweep(tmp_path / "sweep", cache, "seed=0,1", "plan=true"))
+    assert said.code == 0
+    assert (tmp_path / "sweep" / "mine.txt").read_text() == "keep me"
 
 
 def test_the_same_command_finds_the_same_sweep_whatever_its_order(tmp_path, monkeypatch):
