@@ -116,6 +116,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     from rich import get_console
 
     from src.build import build, plain
+    from src.core.protocols import Adversarial
     from src.evaluation.protocol import require_protocol
     from src.evaluation.results import scalars, to_markdown
     from src.experiment import (
@@ -143,6 +144,11 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     require_classifier_settings(config)
     run.require_checkpoint_name(config.evaluation.checkpoint)
     model = load_model(config, data.spec)
+    if config.evaluation.checkpoint == "best" and isinstance(model, Adversarial):
+        raise UserError(
+            "evaluation.checkpoint=best: a model of two players has no loss that falls as it gets better, so no best "
+            "checkpoint; set evaluation.checkpoint=auto or last"
+        )
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
 
     callbacks = [

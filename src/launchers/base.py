@@ -140,10 +140,12 @@ class JobLauncher(Launcher, ABC):
             self.close()
 
     def _print_plan(self, jobs: list[Job]) -> None:
-        num_to_run = 0
+        num_to_run, directories = 0, set()
         for job in jobs:
-            where = f"  on {self.place(num_to_run)}" if job.is_to_run else ""
-            num_to_run += job.is_to_run
+            is_first = job.run.path not in directories  # the same job may be there twice
+            directories.add(job.run.path)
+            where = f"  on {self.place(num_to_run)}" if job.is_to_run and is_first else ""
+            num_to_run += job.is_to_run and is_first
             log.info(f"job {job.number}  {job.shown}: {job.plan}{where}  ({job.run.shown})")
         log.info(f"plan: {num_to_run} of {len(jobs)} jobs would run; nothing was started")
 
