@@ -91,7 +91,8 @@ def main() -> None:
             taken = sweep(folder, *launcher)
             is_kept &= taken / serial <= TWO_WORKERS_BOUND
             print(
-                f"{NUM_JOBS} jobs, {words}: {taken:.1f} s, {taken / serial:.2f} of it (asked for: at most {TWO_WORKERS_BOUND})"
+                f"{NUM_JOBS} jobs, {words}: {taken:.1f} s, {taken / serial:.2f} of it "
+                f"(asked for: at most {TWO_WORKERS_BOUND})"
             )
     sys.exit(not is_kept)
 
