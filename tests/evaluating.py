@@ -12,7 +12,7 @@ from src.build import build
 from src.core.errors import NotApplicable
 from src.core.rng import Noise
 from src.core.spec import DISCRETE
-from src.data.arrays import ImageArrays, Split
+from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.evaluation.protocol import evaluate
 from src.evaluation.results import to_json
@@ -72,7 +72,7 @@ def digit_data(
     parts = {"train": slice(0, num_train), "val": slice(850, 1000), "test": slice(num_train, num_train + num_test)}
     splits = {name: Split(x[part], None if y is None else y[part]) for name, part in parts.items()}
     spec = image_spec(x.shape[1:], values, levels=levels, num_classes=0 if y is None else 10)
-    arrays = ImageArrays(spec, levels, splits, "made_up")
+    arrays = Arrays(spec, levels, splits, "made_up")
     return ArrayData(arrays, batch_size=50, eval_batch_size=50, num_workers=0, seed=0)
 
 

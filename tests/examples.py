@@ -6,7 +6,7 @@ from torch import Tensor
 
 from src.core.rng import Noise, SampleNoise
 from src.core.spec import DataSpec, Values
-from src.data.arrays import ImageArrays, Split, image_values
+from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
 
 __all__ = ["FixedNoise", "RepeatingNoise", "image_data", "image_spec", "token_spec", "vector_spec"]
@@ -35,7 +35,7 @@ def image_data(
     x = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     split = Split(x, np.arange(count) % num_classes if num_classes else None)
     spec = image_spec(shape, values, num_classes=num_classes)
-    arrays = ImageArrays(spec, 256, {"train": split, "val": split, "test": split}, "made_up")
+    arrays = Arrays(spec, 256, {"train": split, "val": split, "test": split}, "made_up")
     return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
 
 

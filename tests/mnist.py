@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.build import build
 from src.core.rng import SampleNoise
 from src.core.spec import DISCRETE
-from src.data.arrays import ImageArrays, Split
+from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.metrics.features import NetworkExtractor
 from src.metrics.frozen_classifier import SHIPPED, read_frozen
@@ -38,7 +38,7 @@ def mnist_data(root: Path) -> ArrayData:
 
 def mnist_arrays(splits: dict[str, Split], fingerprint: str) -> ArrayData:
     spec = image_spec((1, 28, 28), DISCRETE, num_classes=10)
-    return ArrayData(ImageArrays(spec, 256, splits, fingerprint), 100, 500, 0, 0)
+    return ArrayData(Arrays(spec, 256, splits, fingerprint), 100, 500, 0, 0)
 
 
 def mnist_classifier() -> NetworkExtractor:

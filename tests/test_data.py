@@ -22,7 +22,7 @@ from torchvision import datasets
 from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.spec import DataSpec
-from src.data.arrays import ImageArrays, Split, prepare, save_splits
+from src.data.arrays import Arrays, Split, prepare_images, save_splits
 from src.data.digits import digits
 from src.data.image_folder import image_folder
 from src.data.loading import ArrayData
@@ -60,8 +60,8 @@ def test_every_class_of_digits_is_in_every_split(cache):
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
-def _prepared(cache: Path, make: Callable[[Path], tuple[str, ...]], **source: int) -> ImageArrays:
-    return prepare("made_up", str(cache), source, levels=256, values="discrete", make=make)
+def _prepared(cache: Path, make: Callable[[Path], tuple[str, ...]], **source: int) -> Arrays:
+    return prepare_images("made_up", str(cache), source, levels=256, values="discrete", make=make)
 
 
 def _make(folder: Path) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def _zipped(folder: Path) -> Path:
     return path
 
 
-def _load(path: Path, size: int = 8, colour: bool = True, test_path: Path | None = None) -> ImageArrays:
+def _load(path: Path, size: int = 8, colour: bool = True, test_path: Path | None = None) -> Arrays:
     test = None if test_path is None else str(test_path)
     return image_folder(str(path), test, str(path.parent / "cache"), "discrete", size, colour, held_out=0.1)
 
@@ -231,14 +231,14 @@ def _bytes(split: Split) -> list[bytes]:
     return [image.tobytes() for image in split.x]
 
 
-def _labelled_bytes(arrays: ImageArrays) -> list[tuple[bytes, int]]:
+def _labelled_bytes(arrays: Arrays) -> list[tuple[bytes, int]]:
     """All images with their labels."""
     return [
         (image.tobytes(), int(y)) for split in arrays.splits.values() for image, y in zip(split.x, split.y, strict=True)
     ]
 
 
-def _all_bytes(arrays: ImageArrays) -> list[bytes]:
+def _all_bytes(arrays: Arrays) -> list[bytes]:
     return [image for split in SPLITS for image in _bytes(arrays.splits[split])]
 
 
@@ -355,22 +355,22 @@ def test_changed_image_is_prepared_anew(tmp_path):
 # --- drawn values ----------------------------------------------------------------------------------------------------
 
 
-def _arrays(x: np.ndarray, values: str) -> ImageArrays:
+def _arrays(x: np.ndarray, values: str) -> Arrays:
     """8-bit images whose labels are their indices, the same in all splits."""
     split = Split(x, np.arange(len(x)))
-    return ImageArrays(image_spec(x.shape[1:], values), 256, dict.fromkeys(SPLITS, split), "made_up")
+    return Arrays(image_spec(x.shape[1:], values), 256, dict.fromkeys(SPLITS, split), "made_up")
 
 
-def _random_arrays(values: str, count: int = 60) -> ImageArrays:
+def _random_arrays(values: str, count: int = 60) -> Arrays:
     return _arrays(np.random.default_rng(0).integers(0, 256, (count, 1, 5, 3), dtype=np.uint8), values)
 
 
-def _grey_ramps(values: str, count: int) -> ImageArrays:
+def _grey_ramps(values: str, count: int) -> Arrays:
     """Images that hold every grey value once."""
     return _arrays(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(count, 0), values)
 
 
-def _data(arrays: ImageArrays, batch_size: int = 20, num_workers: int = 0, seed: int = 0) -> ArrayData:
+def _data(arrays: Arrays, batch_size: int = 20, num_workers: int = 0, seed: int = 0) -> ArrayData:
     return ArrayData(arrays, batch_size, batch_size, num_workers, seed)
 
 

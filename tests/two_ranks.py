@@ -19,7 +19,7 @@ from torch import Tensor
 from src.build import build
 from src.core.collectives import broadcast_from_first, num_ranks, own_rank
 from src.core.rng import Noise, StreamNoise
-from src.data.arrays import ImageArrays, Split
+from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.evaluation.protocol import Drawn, draw_together
 from src.experiment import load_data, load_model
@@ -170,7 +170,7 @@ def few_held_out(cache: Path) -> ArrayData:
     arrays = load_data(configured("model=vae", f"data.cache={cache}")).arrays
     val = arrays.splits["val"]
     few = Split(val.x[:1], val.y[:1])
-    arrays = ImageArrays(arrays.spec, arrays.source_levels, dict(arrays.splits) | {"val": few}, arrays.fingerprint)
+    arrays = Arrays(arrays.spec, arrays.source_levels, dict(arrays.splits) | {"val": few}, arrays.fingerprint)
     return ArrayData(arrays, GLOBAL_BATCH // NUM_RANKS, eval_batch_size=50, num_workers=0, seed=0)
 
 

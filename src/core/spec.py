@@ -1,7 +1,7 @@
 """What a data set gives: the one place where shapes, value ranges and classes are written down.
 
 A model reads its sizes from the `DataSpec`; nobody types a number twice. Raw arrays hold *levels* (uint8 integers
-0 .. levels-1); everything outside a likelihood works in *data units*, which for images are [-1, 1].
+0 .. levels-1) or real numbers; everything outside a likelihood works in *data units*, which for images are [-1, 1].
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["BINARY_DYNAMIC", "BINARY_STATIC", "CONTINUOUS", "DISCRETE", "DataSpe
 BINARY_STATIC = "binary_static"  # each pixel drawn from Bernoulli(grey value) once and for all
 BINARY_DYNAMIC = "binary_dynamic"  # drawn afresh each time a training example is seen; held-out data drawn once
 DISCRETE = "discrete"  # integer levels, 256 of them for 8-bit images
-CONTINUOUS = "continuous"  # real numbers in [low, high]
+CONTINUOUS = "continuous"  # real numbers, in [low, high] if they are bounded
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Values:
         if self.kind == DISCRETE:
             return f"discrete values ({self.levels} levels)"
         if self.kind == CONTINUOUS:
-            return f"continuous values in [{self.low:g}, {self.high:g}]"
+            where = f"in [{self.low:g}, {self.high:g}]" if self.is_bounded else "without bounds"
+            return f"continuous values {where}"
         return f"binary values ({self.kind.removeprefix('binary_')} binarization)"
 
 
@@ -102,8 +103,13 @@ class DataSpec:
             )
 
     def to_units(self, levels: Tensor) -> Tensor:
-        """Integer levels 0 .. levels-1 to float32 data units, linearly onto [low, high]. Same shape."""
-        assert self.values.levels is not None
+        """Integer levels 0 .. levels-1 to float32 data units, linearly onto [low, high]. Same shape.
+
+        Values without levels are in data units already.
+        """
+        if self.values.levels is None:
+            assert levels.is_floating_point()
+            return levels
         assert not levels.is_floating_point()
         step = (self.values.high - self.values.low) / (self.values.levels - 1)
         return levels.float().mul_(step).add_(self.values.low)
@@ -120,6 +126,7 @@ class DataSpec:
 
     def to_bytes(self, x: Tensor) -> Tensor:
         """Data units to uint8 0 .. 255, clamped and rounded: the one quantisation that pictures and metrics use."""
+        assert self.values.is_bounded
         return self.to_unit_interval(x).clamp(0, 1).mul(255).round().byte()
 
     def squash(self, out: Tensor) -> Tensor:

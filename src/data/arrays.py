@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from src.core.errors import UserError
+from src.core.mixture import IsotropicMixture
 from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, Values
 
-__all__ = ["ImageArrays", "Split", "image_values", "prepare", "save_splits", "split_indices"]
+__all__ = ["Arrays", "Split", "image_values", "prepare", "prepare_images", "save_splits", "split_indices"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Split:
     """One part of a data set.
 
     Args:
-        x: `(N, *event)` uint8 levels, memory-mapped.
+        x: `(N, *event)` uint8 levels, or float32 values in data units, memory-mapped.
         y: `(N,)` int64 class labels, or None.
     """
 
@@ -57,39 +58,57 @@ class Split:
 
 
 @dataclass(frozen=True)
-class ImageArrays:
+class Arrays:
     """A prepared data set.
 
     Args:
         spec: what one example is, as models see it.
-        source_levels: number of integer levels in the arrays (256 for 8-bit images).
+        source_levels: number of integer levels in the arrays (256 for 8-bit images), or None if they hold real numbers.
         splits: "train", "val" and "test".
         fingerprint: hash of the arrays' bytes; two data sets with the same fingerprint are the same.
+        mixture: what the examples were drawn from, if it is such a mixture and known.
     """
 
     spec: DataSpec
-    source_levels: int
+    source_levels: int | None
     splits: dict[str, Split]
     fingerprint: str
+    mixture: IsotropicMixture | None = None
 
 
-def prepare(
+def prepare_images(
     name: str,
     cache: str,
     source: dict[str, Any],
     levels: int,
     values: str,
     make: Callable[[Path], tuple[str, ...]],
-) -> ImageArrays:
+) -> Arrays:
+    """As `prepare`, of images: `levels` integer levels, seen by models as `values`, e.g. "discrete"."""
+    return prepare(name, cache, source, "image", image_values(values, levels), levels, make)
+
+
+def prepare(
+    name: str,
+    cache: str,
+    source: dict[str, Any],
+    modality: str,
+    values: Values,
+    source_levels: int | None,
+    make: Callable[[Path], tuple[str, ...]],
+    mixture: IsotropicMixture | None = None,
+) -> Arrays:
     """Return the prepared arrays of a data set, making them first if they are not there.
 
     Args:
         name: the data set's name.
         cache: folder of all prepared data sets.
         source: what the arrays depend on, as plain JSON types.
-        levels: number of integer levels.
-        values: how models shall see a value: "discrete", "binary_static", "binary_dynamic" or "continuous".
+        modality: "image" or "vector".
+        values: what a value is, as models shall see it.
+        source_levels: number of integer levels in the arrays; None if they hold real numbers.
         make: writes `<split>_x.npy` and `<split>_y.npy` into a folder and returns the class names (empty: no labels).
+        mixture: what the examples are drawn from, if it is known.
     """
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(cache) / f"{name}-{key}"
@@ -104,13 +123,13 @@ def prepare(
         ) from error
     spec = DataSpec(
         name=name,
-        modality="image",
+        modality=modality,
         shape=splits["train"].x.shape[1:],
-        values=image_values(values, levels),
+        values=values,
         class_names=tuple(meta["class_names"]),
     )
     fingerprint = hashlib.sha256(json.dumps(meta["sha256"], sort_keys=True).encode()).hexdigest()
-    return ImageArrays(spec, levels, splits, fingerprint)
+    return Arrays(spec, source_levels, splits, fingerprint, mixture)
 
 
 def image_values(kind: str, levels: int) -> Values:
@@ -130,9 +149,9 @@ def split_indices(num_examples: int, num_val: int, num_test: int) -> dict[str, n
 
 
 def save_splits(folder: Path, parts: Iterable[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
-    """Write whole arrays `(split, x uint8 (N, C, H, W), y (N,) or None)` in the layout of a prepared data set."""
+    """Write whole arrays `(split, x (N, *event) uint8 or float32, y (N,) or None)` in the layout of a prepared data set."""
     for split, x, y in parts:
-        assert x.dtype == np.uint8
+        assert x.dtype in (np.uint8, np.float32)
         np.save(folder / f"{split}_x.npy", x)
         if y is not None:
             np.save(folder / f"{split}_y.npy", y.astype(np.int64))

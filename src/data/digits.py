@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.arrays import ImageArrays, prepare, save_splits, split_indices
+from src.data.arrays import Arrays, prepare_images, save_splits, split_indices
 
 __all__ = ["digits"]
 
 _NUM_VAL, _NUM_TEST = 200, 300
 
 
-def digits(cache: str, values: str) -> ImageArrays:
+def digits(cache: str, values: str) -> Arrays:
     """The digits, cut into 1,297 for training, 200 for validation and 300 for the test.
 
     Args:
@@ -32,4 +32,4 @@ def digits(cache: str, values: str) -> ImageArrays:
         return tuple(str(name) for name in data.target_names)
 
     source = {"sklearn": "digits", "num_val": _NUM_VAL, "num_test": _NUM_TEST}
-    return prepare("digits", cache, source, levels=17, values=values, make=make)
+    return prepare_images("digits", cache, source, levels=17, values=values, make=make)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from src.core.errors import UserError, require_at_least
-from src.data.arrays import ImageArrays, prepare, split_indices
+from src.data.arrays import Arrays, prepare_images, split_indices
 
 __all__ = ["image_folder"]
 
@@ -22,7 +22,7 @@ _MIN_IMAGES = 10
 
 def image_folder(
     path: str, test_path: str | None, cache: str, values: str, size: int, colour: bool, held_out: float
-) -> ImageArrays:
+) -> Arrays:
     """Images of any size and format that Pillow reads, resized and cropped to squares.
 
     Every image must lie in a sub-folder (its class), or none of them (no labels). Folders that all images share are
@@ -65,7 +65,7 @@ def image_folder(
             _write(folder, "test", test_images, np.arange(len(test_images.names)), test_labels, size, colour)
         return class_names
 
-    return prepare("image_folder", cache, source, levels=256, values=values, make=make)
+    return prepare_images("image_folder", cache, source, levels=256, values=values, make=make)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from src.core.batch import Batch
 from src.core.errors import UserError, require_at_least
 from src.core.rng import derive_seed, hash_bits
 from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
-from src.data.arrays import ImageArrays
+from src.data.arrays import Arrays
 
 __all__ = ["ArrayData"]
 
@@ -39,7 +39,7 @@ class ArrayData(L.LightningDataModule):
         seed: seed of the shuffling and of drawn values.
     """
 
-    def __init__(self, arrays: ImageArrays, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(self, arrays: Arrays, batch_size: int, eval_batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
         require_at_least("loader.batch_size", batch_size, 1)
         require_at_least("loader.eval_batch_size", eval_batch_size, 1)
@@ -134,7 +134,7 @@ class Draw:
 class _Gather(Dataset):
     """Batches of one split, by `Draw`."""
 
-    def __init__(self, arrays: ImageArrays, split: str, seed: int) -> None:
+    def __init__(self, arrays: Arrays, split: str, seed: int) -> None:
         self._values = arrays.spec.values
         self._source_levels = arrays.source_levels
         self._split = arrays.splits[split]
@@ -142,11 +142,13 @@ class _Gather(Dataset):
 
     def __getitem__(self, draw: Draw) -> Batch:
         index = draw.index.numpy()
-        levels = torch.from_numpy(self._split.x[index])
+        x = torch.from_numpy(self._split.x[index])
         condition = None if self._split.y is None else torch.from_numpy(self._split.y[index])
-        return Batch(self._draw_values(levels, draw), condition)
+        if self._source_levels is not None:
+            x = self._draw_values(x, self._source_levels, draw)
+        return Batch(x, condition)
 
-    def _draw_values(self, levels: Tensor, draw: Draw) -> Tensor:
+    def _draw_values(self, levels: Tensor, num_levels: int, draw: Draw) -> Tensor:
         kind = self._values.kind
         if kind == DISCRETE:
             return levels
@@ -156,10 +158,10 @@ class _Gather(Dataset):
         u = u.view(levels.shape)
         if kind == CONTINUOUS:  # uniform dequantization: a level becomes a value anywhere in its bin
             # with 15 bits the sum is exact in float32, so that none rounds into the next bin
-            unit = (levels + (u // 2 + 0.5) / 32768) / self._source_levels
+            unit = (levels + (u // 2 + 0.5) / 32768) / num_levels
             return self._values.low + (self._values.high - self._values.low) * unit
         # P(1) = level / (levels - 1), to within 2^-16
-        return (u * (self._source_levels - 1) < levels.long() * 65536).to(torch.uint8)
+        return (u * (num_levels - 1) < levels.long() * 65536).to(torch.uint8)
 
 
 def _uniform16(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:

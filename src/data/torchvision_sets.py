@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from src.core.errors import UserError
-from src.data.arrays import ImageArrays, prepare, save_splits
+from src.data.arrays import Arrays, prepare_images, save_splits
 
 __all__ = ["cifar10", "fashion_mnist", "mnist"]
 
 log = logging.getLogger(__name__)
 
 
-def mnist(root: str, cache: str, values: str, num_val: int, download: bool) -> ImageArrays:
+def mnist(root: str, cache: str, values: str, num_val: int, download: bool) -> Arrays:
     """MNIST: 70,000 grey digits of 28x28 pixels (LeCun, Cortes, Burges 1998); 10,000 of them are the test set.
 
     Args:
@@ -31,7 +31,7 @@ def mnist(root: str, cache: str, values: str, num_val: int, download: bool) -> I
     return _prepare("mnist", MNIST, files, _DIGITS, root, cache, values, num_val, download)
 
 
-def fashion_mnist(root: str, cache: str, values: str, num_val: int, download: bool) -> ImageArrays:
+def fashion_mnist(root: str, cache: str, values: str, num_val: int, download: bool) -> Arrays:
     """Fashion-MNIST: 70,000 grey articles of clothing of 28x28 pixels (Xiao, Rasul, Vollgraf 2017). Args as `mnist`."""
     from torchvision.datasets import FashionMNIST
 
@@ -39,7 +39,7 @@ def fashion_mnist(root: str, cache: str, values: str, num_val: int, download: bo
     return _prepare("fashion_mnist", FashionMNIST, files, None, root, cache, values, num_val, download)
 
 
-def cifar10(root: str, cache: str, values: str, num_val: int, download: bool) -> ImageArrays:
+def cifar10(root: str, cache: str, values: str, num_val: int, download: bool) -> Arrays:
     """CIFAR-10: 60,000 colour images of 32x32 pixels (Krizhevsky 2009); 10,000 are the test set. Args as `mnist`."""
     from torchvision.datasets import CIFAR10
 
@@ -62,7 +62,7 @@ def _prepare(
     values: str,
     num_val: int,
     download: bool,
-) -> ImageArrays:
+) -> Arrays:
     _find_or_download(name, dataset, files, root, download)
     source = {
         "files": {file: [(stat := (Path(root) / file).stat()).st_size, stat.st_mtime_ns] for file in files},
@@ -83,7 +83,7 @@ def _prepare(
         save_splits(folder, [("train", x[:cut], y[:cut]), ("val", x[cut:], y[cut:]), ("test", *_arrays(test))])
         return class_names or tuple(train.classes)
 
-    return prepare(name, cache, source, levels=256, values=values, make=make)
+    return prepare_images(name, cache, source, levels=256, values=values, make=make)
 
 
 def _find_or_download(name: str, dataset: Callable[..., Any], files: list[str], root: str, download: bool) -> None:

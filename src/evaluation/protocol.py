@@ -23,7 +23,7 @@ from src.metrics.store import Store
 __all__ = ["Drawn", "draw_samples", "draw_together", "evaluate", "require_protocol", "spread_classes"]
 
 Drawn = list[tuple[Tensor, Tensor | None]] | NotApplicable
-"""Batches of a model's samples: bytes `(B, C, H, W)` and the classes they were asked for; or why there are none."""
+"""Batches of a model's samples as metrics see them (`_as_measured`), and the classes asked for; or why there are none."""
 
 _DEFAULT_MAX_SAMPLES = 10_000
 _SOFTWARE = ("torch", "torchmetrics", "torch-fidelity")
@@ -53,8 +53,8 @@ def evaluate(
         metrics: what to measure, by name.
         classifier: gives the domain classifier, or raises `NotApplicable`; called only if a metric needs it.
         store: what was computed before.
-        num_samples: samples drawn, and images in every reference row if there are as many; None for as many as there are
-            test images, at most 10,000.
+        num_samples: samples drawn, and examples in every reference row if there are as many; None for as many as there are
+            test examples, at most 10,000.
         batch_size: samples drawn at a time; it does not change them.
         seed: seed of the samples and of everything else that is random.
         about: what every card shall say of the model, e.g. which weights were measured.
@@ -64,16 +64,16 @@ def evaluate(
     num_samples = _num_samples(data, num_samples)
     device = next(model.parameters()).device
     model.eval()
-    is_image = data.spec.modality == "image"
+    is_measured = data.spec.modality in _MEASURED
     labels = _data_classes(data, num_samples, seed)
     condition = None if labels is None else labels.to(device)
     draw = (data.spec, condition, num_samples, batch_size, seed)
     drawn_after, drawn_before = (None, None) if drawn is None else drawn
-    generated = _generated(model, model_name, *draw, drawn_after) if is_image else _NO_IMAGES
-    anchors = {
-        HELD_OUT: _split_images(data, "test", num_samples),
-        NOISE: _noise(data.spec, labels, num_samples, batch_size, seed),
-    }
+    generated = _generated(model, model_name, *draw, drawn_after) if is_measured else _UNMEASURED
+    anchors: dict[str, ImageSet] = {}
+    if is_measured:
+        anchors[HELD_OUT] = _split_images(data, "test", num_samples)
+        anchors[NOISE] = _noise(data, labels, num_samples, batch_size, seed)
     if untrained is not None and isinstance(generated, ImageSet):
         before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw, drawn_before)
         anchors |= {UNTRAINED: before} if isinstance(before, ImageSet) else {}
@@ -86,8 +86,9 @@ def evaluate(
         seed=seed,
         generated=generated,
         reference=_split_images(data, "train", None),
-        anchors=anchors if is_image else {},
+        anchors=anchors,
         unseen=_split_images(data, "val", num_samples),
+        mixture=data.arrays.mixture,
         classifier=functools.cache(classifier),
         store=store,
     )
@@ -140,8 +141,8 @@ def draw_together(
     They take turns in batches, so that each sample is drawn once and is, to the bit, that of a run on one device. Rank 0
     gets all of them, the others nothing.
     """
-    if data.spec.modality != "image":
-        return _NO_IMAGES
+    if data.spec.modality not in _MEASURED:
+        return _UNMEASURED
     if not isinstance(model, CanSample):
         return NotApplicable(f"{model_name} has no {CanSample.__name__}")
     num_samples = _num_samples(data, num_samples)
@@ -155,7 +156,13 @@ def draw_together(
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
-_NO_IMAGES = NotApplicable("only images are measured on features so far")
+_MEASURED = ("image", "vector")
+_UNMEASURED = NotApplicable(f"only samples of {' or '.join(_MEASURED)} data are measured so far")
+
+
+def _as_measured(spec: DataSpec, x: Tensor) -> Tensor:
+    """What metrics see of examples: images as bytes, vectors as they are, in float32."""
+    return spec.to_bytes(x) if spec.modality == "image" else x.float()
 
 
 def _num_samples(data: ArrayData, num_samples: int | None) -> int:
@@ -183,7 +190,7 @@ def _drawn(
         if not x.isfinite().all():
             return NotApplicable(f"{model_name} drew samples that are not finite")
         labels = None if condition is None else condition[start : start + len(x)].cpu()
-        parts.append((spec.to_bytes(x).cpu(), labels))
+        parts.append((_as_measured(spec, x).cpu(), labels))
         start += turn[1] * batch_size
     return parts
 
@@ -198,7 +205,7 @@ def _generated(
     seed: int,
     drawn: Drawn | None,
 ) -> ImageSet | NotApplicable:
-    """The model's samples as images, drawn when they are first asked for and kept as bytes."""
+    """The model's samples as metrics see them, drawn when they are first asked for, and kept."""
     if not isinstance(model, CanSample):
         return NotApplicable(f"{model_name} has no {CanSample.__name__}")
     condition = condition if model.is_conditional else None
@@ -217,7 +224,7 @@ def _generated(
 
 
 def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
-    """Real images of a split, through the same quantisation as samples: all, or so many of them at random."""
+    """Real examples of a split, through the same quantisation as samples: all, or so many of them at random."""
     arrays = data.arrays.splits[split]
     count = len(arrays) if limit is None else min(limit, len(arrays))
     # not the first ones: a folder of images is sorted by class
@@ -226,7 +233,7 @@ def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
         for batch in data.held_out_loader(split, chosen):
             some = data.to_units(batch)
-            yield data.spec.to_bytes(some.x), some.condition
+            yield _as_measured(data.spec, some.x), some.condition
 
     def identity() -> dict[str, Any]:
         levels = data.arrays.source_levels
@@ -250,20 +257,48 @@ def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None
     return torch.from_numpy(y)[place]
 
 
-def _noise(spec: DataSpec, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
-    """Images of independent uniform bytes."""
+def _noise(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
+    """Images of independent uniform bytes, or points uniform in the box that the training points span."""
+    return (_noise_images if data.spec.modality == "image" else _noise_points)(data, labels, num_samples, batch_size, seed)
+
+
+def _noise_images(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
+    spec = data.spec
+
+    def images(index: Tensor) -> Tensor:
+        count = (spec.num_dims + 7) // 8
+        words = hash_bits(derive_seed(seed, 2), index, count)
+        return words.view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)
+
+    about = {"noise": "uniform bytes", "shape": spec.shape, "count": num_samples, "seed": seed}
+    return _noise_set(images, labels, num_samples, batch_size, about)
+
+
+def _noise_points(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
+    x = data.arrays.splits["train"].x
+    low, high = torch.from_numpy(x.min(0)), torch.from_numpy(x.max(0))
+
+    def points(index: Tensor) -> Tensor:
+        u = SampleNoise(derive_seed(seed, 2), int(index[0])).uniform((len(index), *low.shape), low)
+        return low + (high - low) * u
+
+    box = [low.tolist(), high.tolist()]
+    about = {"noise": "uniform in a box", "box": box, "count": num_samples, "seed": seed}
+    return _noise_set(points, labels, num_samples, batch_size, about)
+
+
+def _noise_set(
+    of: Callable[[Tensor], Tensor], labels: Tensor | None, num_samples: int, batch_size: int, about: dict[str, Any]
+) -> ImageSet:
+    """The noise `of(index)` of all indices 0 .. num_samples - 1, which come in order."""
 
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
         for index in torch.arange(num_samples).split(batch_size):
-            count = (spec.num_dims + 7) // 8
-            images = (
-                hash_bits(derive_seed(seed, 2), index, count).view(torch.uint8)[:, : spec.num_dims].reshape(-1, *spec.shape)
-            )
-            yield images, None if labels is None else labels[index]
+            yield of(index), None if labels is None else labels[index]
 
     def identity() -> dict[str, Any]:
         of_labels = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-        return {"noise": "uniform bytes", "shape": spec.shape, "count": num_samples, "seed": seed, "labels": of_labels}
+        return {**about, "labels": of_labels}
 
     return ImageSet(batches, num_samples, identity)
 

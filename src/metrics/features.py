@@ -1,4 +1,4 @@
-"""Feature extractors as objects, and sets of images that are sent through each of them once."""
+"""Feature extractors as objects, and sets of examples that are sent through each of them once."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -40,7 +40,10 @@ class Features:
 
 
 class Extractor(ABC):
-    """Turns uint8 images `(B, C, H, W)` in 0 .. 255 into features and logits. Nothing in it ever trains."""
+    """Turns uint8 images `(B, C, H, W)` in 0 .. 255, or float32 vectors `(B, D)`, into features and logits.
+
+    It is of one of the two. Nothing in it ever trains.
+    """
 
     name: str
     sha256: str  # of the weights, or of what stands for them
@@ -77,10 +80,11 @@ class NetworkExtractor(Extractor):
 
 
 class ImageSet:
-    """Images, handed out in batches.
+    """Images, or vectors, handed out in batches.
 
     Args:
-        batches: called for a pass over all images: pairs of uint8 images `(B, C, H, W)` and labels `(B,)` or None.
+        batches: called for a pass over all of them: pairs of uint8 images `(B, C, H, W)`, or float32 vectors `(B, D)`, and
+            labels `(B,)` or None.
         count: how many they are.
         identity: says what the images are, as plain JSON types: equal identities mean equal bytes. It is called once,
             if it is asked for. None for a model's samples.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.core.batch import Batch
 from src.core.errors import NotApplicable
+from src.core.mixture import IsotropicMixture
 from src.core.rng import derive_seed
 from src.core.spec import DataSpec
 from src.metrics.features import Extractor, Features, ImageSet
@@ -105,12 +106,13 @@ class Inputs:
         test_batches: the test split in data units on the model's device, from the start at every call.
         seed: seed of everything drawn.
         generated: the model's samples, or the reason why there are none.
-        reference: the training images.
-        anchors: image sets measured beside the samples, by name.
+        reference: the training examples.
+        anchors: sets of examples measured beside the samples, by name.
         classifier: gives the domain classifier, or raises `NotApplicable`.
         store: what was computed before.
         unseen: further real images that were held out, for metrics that already judge by the held-out ones; None if there
             are none.
+        mixture: what the data were drawn from, if it is such a mixture and known.
     """
 
     model: nn.Module
@@ -125,11 +127,21 @@ class Inputs:
     classifier: Callable[[], Extractor]
     store: Store
     unseen: ImageSet | None = None
+    mixture: IsotropicMixture | None = None
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
             raise self.generated
         return self.generated
+
+    def need_images(self) -> None:
+        if self.spec.modality != "image":
+            raise NotApplicable(f"it is of images; data={self.spec.name} gives {self.spec.modality}")
+
+    def need_mixture(self) -> IsotropicMixture:
+        if self.mixture is None:
+            raise NotApplicable(f"it is of draws from a known mixture; data={self.spec.name} is none")
+        return self.mixture
 
     def need_held_out(self) -> ImageSet:
         if HELD_OUT not in self.anchors:
@@ -166,7 +178,9 @@ class Space(ABC):
 
 
 class SampleMetric(Metric):
-    """A quantity of a set of images, so that real images and noise can be measured beside the samples.
+    """A quantity of a set of examples, so that real ones and noise can be measured beside the samples.
+
+    Of images, unless its `extractor` says otherwise.
 
     Args:
         space: where it is measured.
@@ -182,6 +196,7 @@ class SampleMetric(Metric):
 
     def extractor(self, inputs: Inputs) -> Extractor:
         """The features it is measured on; raises `NotApplicable` if they cannot be had."""
+        inputs.need_images()
         return self._space.extractor(inputs)
 
     @abstractmethod
@@ -191,6 +206,10 @@ class SampleMetric(Metric):
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """What else the value depends on, for its card."""
+
+    def conditions(self, inputs: Inputs, reading: Reading) -> dict[str, Any]:
+        """What the samples were compared with, and the protocol."""
+        return {"num_reference": inputs.reference.count, "reference_split": "train", **self.protocol()}
 
     def finding(self, reading: Reading, null: Reading | None) -> Finding | None:
         """What the samples' value means beside that of held-out real images."""
@@ -215,12 +234,10 @@ class SampleMetric(Metric):
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
-            "quantisation": QUANTISATION,
+            "quantisation": QUANTISATION if inputs.spec.modality == "image" else "none",
             "seed": inputs.seed,
             "num_samples": reading.count,
-            "num_reference": inputs.reference.count,
-            "reference_split": "train",
-            **self.protocol(),
+            **self.conditions(inputs, reading),
         }
         if extractor.accuracy is not None:
             card["extractor_accuracy"] = extractor.accuracy

@@ -17,9 +17,9 @@ from src.core.errors import NotApplicable, UserError, require_at_least
 from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import HELD_OUT, HIGHER, NOISE, Finding, Inputs, Reading, SampleMetric, Space
 
-__all__ = ["ClassKL", "ModesCovered", "histogram_kl", "poisson_cdf"]
+__all__ = ["RARE", "ClassKL", "ModesCovered", "chi_square_quantile", "histogram_kl", "poisson_cdf"]
 
-_RARE = 1e-4  # the chance of a false alarm
+RARE = 1e-4  # the chance of a false alarm
 
 
 def histogram_kl(counts: Tensor, reference_counts: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ModesCovered(_Histogram):
         is_reached = is_mode & (share >= self._min_share * reference_share)
         # by chance: so few draws, or fewer, of a class that has its share of the training images
         chance = poisson_cdf(counts, reference_share * counts.sum())
-        is_missing = is_mode & ~is_reached & (chance < _RARE / len(counts))
+        is_missing = is_mode & ~is_reached & (chance < RARE / len(counts))
         parts = {"of": float(is_mode.sum())}
         names = inputs.spec.class_names
         parts |= {f"missing_{names[i]}": float(share[i]) for i in is_missing.nonzero().flatten().tolist()}
@@ -110,7 +110,7 @@ class ClassKL(_Histogram):
     def of(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> Reading:
         counts, reference = self._counts(images, inputs, extractor)
         num_samples, num_classes = int(counts.sum()), int((reference > 0).sum())
-        by_luck = _chi_square_quantile(max(1, num_classes - 1)) / (2 * num_samples)
+        by_luck = chi_square_quantile(max(1, num_classes - 1)) / (2 * num_samples)
         return Reading(float(histogram_kl(counts, reference)), num_samples, parts={"at_most_by_luck": by_luck})
 
     def protocol(self) -> dict[str, Any]:
@@ -124,7 +124,8 @@ class ClassKL(_Histogram):
 
 
 @cache
-def _chi_square_quantile(degrees_of_freedom: int) -> float:
+def chi_square_quantile(degrees_of_freedom: int) -> float:
+    """What a chi-square variable exceeds with the chance `RARE`."""
     from scipy.stats import chi2  # slow to import
 
-    return float(chi2.isf(_RARE, degrees_of_freedom))
+    return float(chi2.isf(RARE, degrees_of_freedom))

@@ -59,7 +59,7 @@ class SSIM(Metric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         require(inputs, CanReconstruct)
-        _require_images(inputs)
+        inputs.need_images()
         side = min(inputs.spec.shape[1:])
         if side < _MIN_SSIM_SIDE:
             raise NotApplicable(f"the 11x11 window of SSIM does not fit into images with a side of {side}")
@@ -90,13 +90,8 @@ def _each(inputs: Inputs, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 def _on_bytes(inputs: Inputs, of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The same quantity of images quantised to 0 .. 255, as everywhere in evaluation."""
     require(inputs, CanReconstruct)
-    _require_images(inputs)
+    inputs.need_images()
     return lambda x, rebuilt: of(*(inputs.spec.to_bytes(some).float() for some in (x, rebuilt)))
-
-
-def _require_images(inputs: Inputs) -> None:
-    if inputs.spec.modality != "image":
-        raise NotApplicable(f"it is of images; data={inputs.spec.name} gives {inputs.spec.modality}")
 
 
 def _decibels(error: float) -> float:

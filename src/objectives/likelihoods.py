@@ -106,7 +106,10 @@ class BernoulliOnGrey(_BernoulliCrossEntropy):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
         if not spec.values.is_bounded:
-            raise UserError(f"BernoulliOnGrey takes values in a range; data={spec.name} gives {spec.values.describe()}")
+            raise UserError(
+                f"BernoulliOnGrey takes values in a range; data={spec.name} gives {spec.values.describe()} (choose a "
+                "likelihood of them, as likelihood=gaussian_learned_scale)"
+            )
 
     def sample(self, parameters: Tensor, generator: Noise) -> Tensor:
         return self.mean(parameters)

@@ -31,7 +31,7 @@ from src.core.batch import Batch
 from src.core.protocols import Adversarial
 from src.core.rng import StreamNoise
 from src.core.spec import DataSpec
-from src.data.arrays import ImageArrays, Split, image_values
+from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
 from src.training.fit import make_trainer, make_training_module
 from tests.configs import compose_config
@@ -180,11 +180,11 @@ def _fit(config: DictConfig, data: ArrayData, callbacks: list[L.Callback], max_e
         trainer.fit(module, datamodule=data)
 
 
-def _random_images(count: int) -> ImageArrays:
+def _random_images(count: int) -> Arrays:
     x = np.random.default_rng(0).integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
     split = Split(x, None)
     spec = DataSpec("random", "image", (1, 28, 28), image_values("discrete", 256))
-    return ImageArrays(spec, 256, {"train": split, "val": split, "test": split}, "random")
+    return Arrays(spec, 256, {"train": split, "val": split, "test": split}, "random")
 
 
 if __name__ == "__main__":
