@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from src.build import build_model
 from src.core.errors import NotApplicable, UserError
 from src.core.mixture import IsotropicMixture
 from src.core.rng import SampleNoise
@@ -22,7 +24,10 @@ from src.evaluation.results import absences, findings
 from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Measurement
 from src.metrics.mixture_modes import kl_floor, kl_to_weights, quality_ceiling
 from src.metrics.store import Store
-from tests.configs import load_option
+from src.runs import Run
+from src.training.callbacks.pictures import point_picture
+from tests.commands import Trained, call
+from tests.configs import compose_config, load_option, options
 from tests.evaluating import Draws, results_of
 from tests.measuring import image_set, make_inputs, make_metric
 
@@ -300,3 +305,117 @@ def test_evaluation_of_a_perfect_sampler_has_all_rows_and_reasons(arrays):
     assert quality[HELD_OUT]["value"] == pytest.approx(CEILING, abs=0.009)
     assert quality[NOISE]["value"] < 0.1
     assert entries["reverse_kl"]["anchors"][HELD_OUT]["value"] < 0.02
+
+
+# --- training, pictures and samples ----------------------------------------------------------------------------------
+
+ON_POINTS = {  # what each model that takes vectors is trained with
+    "autoencoder": (),
+    "cvae": ("likelihood=gaussian_learned_scale",),
+    "gan": (),
+    "vae": ("likelihood=gaussian_learned_scale",),
+}
+SMALL = ("data.num_train=400", "data.num_val=100", "data.num_test=100", "trainer.max_steps=4", "loader.batch_size=100")
+
+
+@pytest.fixture(scope="module", params=[("gan", "grid"), ("cvae", "ring")], ids=lambda pair: "-".join(pair))
+def trained(request, tmp_path_factory) -> tuple[str, Trained]:
+    model, data = request.param
+    folder, cache = tmp_path_factory.mktemp("points"), tmp_path_factory.getbasetemp() / "small_mixtures"
+    arguments = (f"model={model}", f"data={data}", "trainer=debug", *SMALL, *ON_POINTS[model])
+    said = call("train", *arguments, f"hydra.run.dir={folder / 'run'}", f"data.cache={cache}")
+    assert said.code == 0, said.text
+    return model, Trained(Run.open(folder / "run"), said)
+
+
+def test_run_on_points_measures_modes_and_draws_pictures(trained):
+    model, (run, said) = trained[0], (trained[1].run, trained[1].said)
+    metrics = run.results()["metrics"]
+    assert {"modes_covered", "high_quality"} <= {name for name, entry in metrics.items() if "value" in entry}
+    assert "of high quality (ceiling 98.89%)" in said.text
+    kinds = {"samples"} | ({"reconstructions", "interpolations"} if model == "cvae" else set())
+    assert {file.name.split("_")[0] for file in run.samples.glob("*.png")} == kinds
+    assert {Image.open(file).size for file in run.samples.glob("*.png")} == {(512, 512)}
+    if model == "cvae":
+        assert metrics["bound"]["unit"] == "nats"
+        assert "bits per dimension are of discrete values" in metrics["bound_bits_per_dim"]["not_applicable"]
+
+
+def test_sampling_writes_points_that_depend_on_the_seed_alone(trained, tmp_path):
+    model, run = trained[0], trained[1].run
+    for name, more in (("first", ["n=30"]), ("in_parts", ["n=30", "batch_size=7"]), ("other", ["n=30", "seed=1"])):
+        said = call("sample", f"run={run.path}", f"out={tmp_path / name}", *more)
+        assert said.code == 0, said.text
+    assert sorted(file.name for file in (tmp_path / "first").iterdir()) == ["points.csv", "points.npy", "points.png"]
+    first, in_parts, other = (np.load(tmp_path / name / "points.npy") for name in ("first", "in_parts", "other"))
+    assert (first.shape, first.dtype) == ((30, 2), np.dtype("float32"))
+    np.testing.assert_allclose(in_parts, first, rtol=0, atol=1e-5)
+    assert not np.allclose(other, first)
+    rows = [line.split(",") for line in (tmp_path / "first" / "points.csv").read_text().splitlines()]
+    assert rows[0] == ["x0", "x1", *(["class"] if model == "cvae" else [])]
+    np.testing.assert_array_equal(np.array([row[:2] for row in rows[1:]], dtype=np.float32), first)
+    if model == "cvae":
+        assert [row[2] for row in rows[1:]] == [str(i % 8) for i in range(30)]
+
+
+def test_points_of_someone_else_are_left_alone(trained, tmp_path):
+    (tmp_path / "points.npy").write_bytes(b"mine")
+    said = call("sample", f"run={trained[1].run.path}", f"out={tmp_path}", "n=3")
+    assert said.code == 1
+    assert f"out={tmp_path} holds points of someone else (points.npy)" in said.text
+    assert (tmp_path / "points.npy").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_learns_from_points_or_refuses_them(arrays, model):
+    fits = ("likelihood=gaussian_learned_scale",) if "likelihood" in compose_config(f"model={model}") else ()
+    config = compose_config(f"model={model}", *fits)
+    if model not in ON_POINTS:
+        with pytest.raises(UserError, match=f"model={model} with data={arrays.spec.name}: .* (2|vector) "):
+            build_model(config.model, arrays.spec, model)
+        return
+    built = build_model(config.model, arrays.spec, model)
+    data = ArrayData(arrays, batch_size=64, eval_batch_size=512, num_workers=0, seed=0)
+    batch = data.to_units(next(iter(data.train_dataloader())))
+    terms = [built.discriminator_loss(batch), built.generator_loss(batch)] if model == "gan" else [built.loss(batch)]
+    assert all(some["loss"].isfinite().all() for some in terms)
+
+
+@pytest.mark.parametrize("likelihood", options("likelihood"))
+def test_only_densities_are_likelihoods_of_points(arrays, likelihood):
+    config = compose_config("model=vae", f"likelihood={likelihood}")
+    if likelihood.startswith("gaussian"):
+        assert build_model(config.model, arrays.spec, "vae").likelihood.is_normalised
+    else:
+        with pytest.raises(UserError, match=f"model=vae with data={arrays.spec.name}: .*choose .*likelihood="):
+            build_model(config.model, arrays.spec, "vae")
+
+
+def _is_red(picture: Tensor) -> Tensor:
+    return picture[0].int() - picture[2].int() > 40
+
+
+def test_picture_shows_every_point_at_its_place():
+    data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    picture = point_picture(torch.tensor([[1.0, -1.0], [0.0, 0.0]]), data)
+    assert (picture.shape, picture.dtype) == ((3, 512, 512), torch.uint8)
+    side, margin = 512, 512 * 0.15 / 1.3
+    rows, columns = _is_red(picture).nonzero().unbind(1)
+    assert set(((rows > side // 2 + 9).long() + 2 * (columns > side // 2 + 9).long()).tolist()) == {
+        0,
+        3,
+    }  # middle; below right
+    assert int(rows.max()) == pytest.approx(side - margin, abs=3)
+    assert int(columns.max()) == pytest.approx(side - margin, abs=3)
+    grey = (picture.sum(0) < 765) & ~_is_red(picture)
+    assert grey[int(side - margin), int(margin)]
+    assert grey[int(margin), int(side - margin)]
+
+
+def test_picture_shows_points_outside_on_its_rim_and_none_that_are_no_numbers():
+    data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    far = _is_red(point_picture(torch.tensor([[1e9, 0.0], [0.0, math.nan]]), data))
+    assert far[:, -1].any()
+    assert not far[:, :-3].any()
+    assert not _is_red(point_picture(torch.full((3, 2), math.nan), data)).any()
+    assert point_picture(torch.zeros(1, 2), torch.zeros(4, 2)).shape == (3, 512, 512)  # data without any extent

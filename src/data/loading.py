@@ -103,6 +103,11 @@ class ArrayData(L.LightningDataModule):
         index = torch.arange(len(self.arrays.splits[split])) if index is None else index
         return self._loader(split, _OrderedDraws(index, self._eval_batch_size))
 
+    def held_out_points(self) -> Tensor:
+        """All validation examples at once `(N, *event)`, in data units, where they are vectors."""
+        assert self.spec.modality == "vector"
+        return torch.from_numpy(np.array(self.arrays.splits["val"].x))
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return self.to_units(batch)
 

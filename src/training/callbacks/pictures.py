@@ -1,4 +1,4 @@
-"""Pictures of what the model does: samples from fixed noise, reconstructions, interpolations."""
+"""Pictures of what the model does: samples from fixed noise, reconstructions, interpolations. Of images, or of points."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
 from src.core.errors import require_at_least
@@ -15,11 +16,14 @@ from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.training.module import TrainingModule
 
-__all__ = ["Pictures", "image_grid"]
+__all__ = ["Pictures", "image_grid", "is_drawn_as_points", "point_picture"]
 
 _INTERPOLATION_ROWS, _INTERPOLATION_STEPS = 8, 10
 _LAST_EARLY_STEP = 512
 _MIN_SIDE = 32  # smaller images are enlarged in a grid, pixel by pixel
+_NUM_POINTS = 2500  # drawn in a picture of points
+_POINT_SIDE, _MARGIN = 512, 0.15  # of a picture of points, in pixels; around the data, as a share of their range
+_DATA_COLOUR, _POINT_COLOUR = (0.6, 0.66, 0.76), (0.75, 0.08, 0.12)
 
 
 def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
@@ -29,15 +33,47 @@ def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
     return make_grid(images, nrow=per_row, padding=1, pad_value=128)
 
 
+def is_drawn_as_points(spec: DataSpec) -> bool:
+    return spec.modality == "vector" and spec.num_dims == 2
+
+
+def point_picture(x: Tensor, data: Tensor) -> Tensor:
+    """Points `(N, 2)` in red over real ones `(M, 2)` in grey, the denser the darker, as a uint8 picture `(3, side, side)`.
+
+    The axes have one scale and reach a little beyond the real points. Points outside lie on the rim.
+    """
+    low, high = data.amin(0), data.amax(0)
+    half = (0.5 + _MARGIN) * float((high - low).max()) or 1.0
+    corner = (low + high) / 2 - half
+    picture = torch.ones(3, _POINT_SIDE, _POINT_SIDE)
+    # a real point is drawn larger, so that it shows around the samples that lie on it
+    for points, colour, width, least in ((data, _DATA_COLOUR, 5, 0.4), (x, _POINT_COLOUR, 3, 0.6)):
+        ink = _ink(points.detach().float().cpu(), corner.float().cpu(), 2 * half, width, least)
+        picture = picture * (1 - ink) + torch.tensor(colour)[:, None, None] * ink
+    return picture.mul(255).round().byte()
+
+
+def _ink(points: Tensor, corner: Tensor, length: float, width: int, least: float) -> Tensor:
+    """How dark each pixel is, `(side, side)` in 0 .. 1: 0 without a point, from `least` on with one, 1 with the most."""
+    place = (points[points.isfinite().all(1)] - corner) / length * _POINT_SIDE
+    column, row = place.clamp(0, _POINT_SIDE - 1).long().unbind(1)
+    counts = torch.bincount((_POINT_SIDE - 1 - row) * _POINT_SIDE + column, minlength=_POINT_SIDE**2)
+    counts = counts.float().reshape(1, 1, _POINT_SIDE, _POINT_SIDE)
+    spread = F.max_pool2d(counts, width, stride=1, padding=width // 2)[0, 0].log1p()
+    most = spread.max()
+    return torch.where(spread > 0, least + (1 - least) * spread / most, 0.0) if most > 0 else spread
+
+
 class Pictures(L.Callback):
     """Writes PNG grids and the same pictures to TensorBoard, with averaged weights where there are any.
 
     Samples come from the same noise every time, so one place in the grid shows one sample growing. They are also drawn
-    at steps 1, 2, 4, 8, ... 512, when most happens.
+    at steps 1, 2, 4, 8, ... 512, when most happens. Data of two dimensions are drawn as points in the plane; of other
+    vectors there are no pictures.
 
     Args:
         directory: where the PNG files go.
-        num_samples: samples in a grid, at least 2; for labelled data their classes take turns.
+        num_samples: images in a grid, at least 2; for labelled data their classes take turns.
         every_n_validations: how often pictures are made.
         seed: seed of the fixed noise.
     """
@@ -68,9 +104,8 @@ class Pictures(L.Callback):
             if isinstance(model, CanSample):
                 self._show(pl_module, "samples", f"samples_epoch_{epoch:04d}", self._samples(trainer, pl_module))
             if isinstance(model, CanReconstruct):
-                x, condition = self._held_out(trainer, pl_module, self._num_samples // 2)
-                pairs = torch.stack([x, model.reconstruct(x, condition)], dim=1).flatten(0, 1)
-                self._show(pl_module, "reconstructions", f"reconstructions_epoch_{epoch:04d}", pairs)
+                rebuilt = self._reconstructions(trainer, pl_module)
+                self._show(pl_module, "reconstructions", f"reconstructions_epoch_{epoch:04d}", rebuilt)
             if isinstance(model, CanEncode):
                 rows = self._interpolations(trainer, pl_module)
                 self._show(pl_module, "interpolations", f"interpolations_epoch_{epoch:04d}", rows, _INTERPOLATION_STEPS)
@@ -82,16 +117,23 @@ class Pictures(L.Callback):
         self._num_validations = state_dict["num_validations"]
 
     def _wants(self, trainer: L.Trainer) -> bool:
-        return trainer.is_global_zero and trainer.datamodule.spec.modality == "image"
+        spec = trainer.datamodule.spec
+        return trainer.is_global_zero and (spec.modality == "image" or is_drawn_as_points(spec))
 
     @torch.no_grad()
     def _samples(self, trainer: L.Trainer, pl_module: TrainingModule) -> Tensor:
-        model = pl_module.model
-        condition = None
-        if model.is_conditional:
-            num_classes = trainer.datamodule.spec.num_classes
-            condition = torch.arange(self._num_samples, device=pl_module.device) % num_classes
-        return model.sample(self._num_samples, condition, generator=SampleNoise(self._seed))
+        model, spec = pl_module.model, trainer.datamodule.spec
+        count = _NUM_POINTS if is_drawn_as_points(spec) else self._num_samples
+        condition = torch.arange(count, device=pl_module.device) % spec.num_classes if model.is_conditional else None
+        return model.sample(count, condition, generator=SampleNoise(self._seed))
+
+    @torch.no_grad()
+    def _reconstructions(self, trainer: L.Trainer, pl_module: TrainingModule) -> Tensor:
+        """Held-out images, each before its reconstruction; of points the reconstructions alone."""
+        is_points = is_drawn_as_points(trainer.datamodule.spec)
+        x, condition = self._held_out(trainer, pl_module, _NUM_POINTS if is_points else self._num_samples // 2)
+        rebuilt = pl_module.model.reconstruct(x, condition)
+        return rebuilt if is_points else torch.stack([x, rebuilt], dim=1).flatten(0, 1)
 
     def _held_out(self, trainer: L.Trainer, pl_module: TrainingModule, count: int) -> tuple[Tensor, Tensor | None]:
         """The first validation examples, on the model's device."""
@@ -114,7 +156,9 @@ class Pictures(L.Callback):
 
     @torch.no_grad()
     def _show(self, pl_module: TrainingModule, tag: str, name: str, x: Tensor, per_row: int = 8) -> None:
-        grid = image_grid(pl_module.trainer.datamodule.spec, x, per_row)
+        data: ArrayData = pl_module.trainer.datamodule
+        is_points = is_drawn_as_points(data.spec)
+        grid = point_picture(x, data.held_out_points()) if is_points else image_grid(data.spec, x, per_row)
         save_image(grid / 255, self._directory / f"{name}.png")
         for logger in pl_module.loggers:
             if isinstance(logger, TensorBoardLogger):
