@@ -244,6 +244,7 @@ def test_hand_made_samples_are_counted_by_hand(arrays):
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert divergence.value == pytest.approx(math.log(num_modes) - entropy)
     assert divergence.card["num_samples"] == 3
+    assert divergence.card["floor"] == pytest.approx(min((num_modes - 1) / 6, math.log(num_modes)))
     by_nearest = arrays.mixture.nearest(x.float())[1].bincount(minlength=num_modes)
     assert divergence.parts["of_all_samples"] == pytest.approx(float(kl_to_weights(by_nearest, arrays.mixture.weights)))
 

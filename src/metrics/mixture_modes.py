@@ -12,6 +12,7 @@ References:
 """
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -176,8 +177,9 @@ class ReverseKL(_OfMixture):
         num_good = int(good.sum())
         if not num_good:
             raise NotApplicable(f"none of {int(everyone.sum()):,} samples is {_MEANING}")
+        largest = -math.log(float(weights.min()))  # of any histogram; the floor is of no use where it would be above
         parts = {
-            "floor": kl_floor(len(weights), num_good),
+            "floor": min(kl_floor(len(weights), num_good), largest),
             "at_most_by_luck": chi_square_quantile(max(1, len(weights) - 1)) / (2 * num_good),
             "of_all_samples": float(kl_to_weights(everyone, weights)),
         }

@@ -45,9 +45,10 @@ class Likelihood(nn.Module, ABC):
         self.spec = spec
         self.in_words = type(self).__name__
         if spec.values.kind not in self.accepts:
+            other_values = ", or other values with data.values=" if spec.modality == "image" else ""
             raise UserError(
                 f"{type(self).__name__} is a likelihood of {' or '.join(self.accepts)} values; data={spec.name} gives "
-                f"{spec.values.describe()} (choose another with likelihood=, or other values with data.values=)"
+                f"{spec.values.describe()} (choose another with likelihood={other_values})"
             )
 
     @abstractmethod
