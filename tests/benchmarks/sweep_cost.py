@@ -37,7 +37,7 @@ def seconds(*command: str) -> float:
 
 def sweep(folder: Path, *launcher: str) -> float:
     seeds = ",".join(map(str, range(NUM_JOBS)))
-    directory = folder / "-".join(["sweep", *launcher]).replace("/", "-")
+    directory = folder / "sweep"
     line = (
         "-m",
         "src.train",
