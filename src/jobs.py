@@ -34,8 +34,8 @@ __all__ = [
     "run_as_job",
     "run_in_worker",
     "settle_lost",
-    "wanted_of",
     "stop_all",
+    "wanted_of",
 ]
 
 log = logging.getLogger(__name__)
