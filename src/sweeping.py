@@ -82,6 +82,8 @@ def sweep(
     except KeyboardInterrupt:
         code = 130
         log.error("interrupted; the same command goes on")
+    except OSError as error:  # as of a full disk
+        code = f"error: {error.strerror or error}: {error.filename or directory}; the same command goes on"
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
@@ -92,7 +94,10 @@ def sweep(
         _leave_nothing(directory)
     if config.plan or not has_jobs:
         sys.exit(code)
-    is_complete = end(directory, config)
+    try:
+        is_complete = end(directory, config)
+    except (UserError, OSError) as error:
+        sys.exit(code or f"error: the report of the sweep cannot be written: {error}")
     sys.exit(code or (0 if is_complete else 1))
 
 
