@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
+_FEW_KEYS = 20
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -284,7 +286,8 @@ def _explain(error: HydraException, config_name: str, job: list[Override], swept
         key = override.key_or_group
         if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
             with_parts = "".join(f" with {part}" for part in parts)
-            nearest = _nearest(key, _known_keys(config_name, job, key))
+            known = _known_keys(config_name, job, key)
+            nearest = _nearest(key, known) or _all_of_few([name for name in known if name not in _groups()])
             return f"{key} is not a key of the config{with_parts}{nearest}"
     return message.splitlines()[0]
 
@@ -368,3 +371,7 @@ def _nearest(name: str, known: list[str]) -> str:
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     close = close or [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _all_of_few(known: list[str]) -> str:
+    return f"; allowed: {', '.join(known)}" if len(known) <= _FEW_KEYS else ""

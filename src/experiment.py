@@ -14,14 +14,18 @@ from torch import nn
 from src.build import build, build_model, plain
 from src.core.collectives import broadcast_from_first, num_ranks, own_rank, part
 from src.core.errors import NotApplicable, UserError
+from src.core.protocols import Adversarial, CanSample
+from src.core.rng import derive_seed
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
-from src.evaluation.protocol import Drawn, draw_together, evaluate
+from src.evaluation.protocol import Drawn, draw_together, evaluate, spread_classes
 from src.evaluation.results import absences, findings, results_table, scalars, to_json
 from src.metrics.features import Extractor, NetworkExtractor
 from src.metrics.frozen_classifier import find_frozen, read_frozen
+from src.metrics.stacked_classifier import StackExtractor
 from src.metrics.store import Store
 from src.runs import Run
+from src.training.batch_norm import has_batch_norm, renew_batch_norm
 from src.training.weights import load_weights
 
 __all__ = [
@@ -39,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _NUM_THREADS = torch.get_num_threads()  # in training on several devices each process has its share of the cores
 
-LightMeasure = Callable[[nn.Module, int, list[str]], tuple[dict[str, float], list[str]]]
+LightMeasure = Callable[[nn.Module, int, list[str]], tuple[dict[str, float], dict[str, str | None], list[str]]]
 
 
 def load_data(config: DictConfig) -> ArrayData:
@@ -69,8 +73,24 @@ def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint:
     """The trained model of a run on the device its config asks for, in evaluation mode, and where its weights come from."""
     model = load_model(config, spec)
     file = run.checkpoint(checkpoint)
-    about = load_weights(model, file)
-    return model.eval().to(_device(config)), about | {"checkpoint": file.stem}
+    about = load_weights(model, file) | {"checkpoint": file.stem}
+    model.eval().to(_device(config))
+    if about["weights"] == "averaged" and isinstance(model, Adversarial):
+        about |= _fit_batch_norm(model, config, spec)
+    return model, about
+
+
+def _fit_batch_norm(model: nn.Module, config: DictConfig, spec: DataSpec) -> dict[str, str]:
+    """Give an averaged generator the batch norm statistics that its weights deserve; what a card says of that."""
+    num_samples = config.evaluation.get("batch_norm_samples", 0)  # a run of an older version was measured without
+    if not isinstance(model, CanSample) or not has_batch_norm(model.players()[0]):
+        return {}
+    if not num_samples:
+        return {"batch_norm": "statistics of the trained weights"}
+    device, batch_size = next(model.parameters()).device, config.loader.batch_size
+    condition = spread_classes(spec, num_samples, device) if model.is_conditional else None
+    renew_batch_norm(model, model.players()[0], num_samples, batch_size, derive_seed(config.evaluation.seed, 4), condition)
+    return {"batch_norm": f"statistics of {num_samples // batch_size * batch_size:,} samples of these weights"}
 
 
 def _device(config: DictConfig) -> str:
@@ -136,12 +156,15 @@ def _draw_with_all(model: nn.Module, data: ArrayData, config: DictConfig) -> tup
 
 
 def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:
-    """A function `fn(model, num_samples, metrics)` that measures a model in training: values by name, findings in words.
+    """A function `fn(model, num_samples, metrics)` that measures a model in training: values by name, which values are
+    better by name, findings in words.
 
     Of `metrics` those are measured that the run measures at its end.
     """
 
-    def measure(model: nn.Module, num_samples: int, metrics: list[str]) -> tuple[dict[str, float], list[str]]:
+    def measure(
+        model: nn.Module, num_samples: int, metrics: list[str]
+    ) -> tuple[dict[str, float], dict[str, str | None], list[str]]:
         results = evaluate(
             model=model,
             untrained=None,
@@ -156,7 +179,8 @@ def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:
             about={},
         )
         as_json = to_json(results)
-        return scalars(as_json), findings(as_json)
+        values = scalars(as_json)
+        return values, {name: as_json["metrics"][name]["better"] for name in values}, findings(as_json)
 
     return measure
 
@@ -183,7 +207,9 @@ def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Ca
         folder = Path(config.data.cache) / "classifiers"
         file = find_frozen(settings.file, folder, spec, data.arrays.fingerprint)
         state, about, sha256 = read_frozen(file, settings.sha256)
-        if (about["in_shape"], len(about["class_names"])) != (list(spec.shape), spec.num_classes):
+        seen, stack = (about["in_shape"], len(about["class_names"])), data.arrays.stack
+        is_of_parts = stack is not None and seen == ([1, *spec.shape[1:]], stack.num_classes)
+        if not is_of_parts and seen != (list(spec.shape), spec.num_classes):
             raise NotApplicable(
                 f"the classifier {file} is of {about['in_shape']} images in {len(about['class_names'])} classes; "
                 f"data={spec.name} gives {spec.describe()}"
@@ -194,7 +220,8 @@ def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Ca
             network.load_state_dict(state)
         except Exception as error:  # a file of somebody else may describe anything
             raise NotApplicable(f"the network of {file} cannot be built ({str(error).splitlines()[0]})") from error
-        return NetworkExtractor(file.stem, network.to(device), sha256, about["accuracy"])
+        extractor = NetworkExtractor(file.stem, network.to(device), sha256, about["accuracy"])
+        return StackExtractor(extractor, stack) if stack is not None and is_of_parts else extractor
 
     return load
 

@@ -5,6 +5,7 @@ checkpoints/      last.ckpt, best.ckpt           samples/        grids by step a
 tensorboard/      events                         results.json    every metric with its card
 log.txt           what the console said          environment.json  git commit, diff and status, versions, device, seed
 spec.json         what one example of the data is validation.json held-out means at the best checkpoint
+course.json       of each metric of the light evaluations the best value and the final one
 job.json          overrides of a job of a sweep   output.txt      of such a job: what no log has, as the words of a crash
 
 A status is "waiting" (not begun), "running", "done", "failed", "interrupted" or "pruned". Only the process that has claimed
@@ -232,6 +233,9 @@ class Run:
 
     def write_validation(self, means: dict[str, float]) -> None:
         _write_json(self.path / "validation.json", means)
+
+    def write_course(self, course: dict[str, Any]) -> None:
+        _write_json(self.path / "course.json", course)
 
     def results(self) -> dict[str, Any] | None:
         """What was measured so far; None if nothing was."""

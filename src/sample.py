@@ -1,106 +1,105 @@
 """Draw from a run: `python -m src.sample run=outputs/... n=64 seed=0` writes PNG files and a grid.
 
-Of vectors it writes one .npy and one .csv, and a picture if they have two dimensions.
+Of vectors it writes one .npy and one .csv, and pictures if they have two dimensions. `picture=interpolation`, `classes` and
+`styles` show how what is drawn hangs on the latents, the class and the styles.
 """
 
+import functools
 import logging
-from csv import writer as csv_writer
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from src.cli import run_entry_point
-from src.core.errors import UserError, require_at_least
+from src.core.errors import NotApplicable, UserError, require_at_least
 from src.runs import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from src.core.drawing import Sampler
     from src.core.spec import DataSpec
+    from src.sample_files import SampleFiles
 
 log = logging.getLogger(__name__)
 
-_GRID = "grid.png"
-_POINTS = ("points.csv", "points.npy")  # in the order they are written
+_SAMPLES, _ROWS = 64, 8  # where n is not given
+_STEPS, _CURVE_POINTS, _CLASS_POINTS = 10, 200, 200  # in a row; of points on a curve, and of a class
+_DENSITY_SAMPLES = 50_000
 
 
 def sample(config: DictConfig) -> None:
-    """Write n samples; sample i depends on the seed and i alone."""
-    import torch
-
+    """Draw what `picture` asks for; sample i depends on the seed and i alone."""
+    from src.core.drawing import Sampler
     from src.core.protocols import CanSample
-    from src.evaluation.protocol import draw_samples, spread_classes
-    from src.experiment import load_spec, load_trained_model
+    from src.experiment import load_data, load_spec, load_trained_model
+    from src.sample_files import SampleFiles
 
     run = Run.open(Path(config.run))
     of_run = run.config()
     spec = load_spec(run, of_run)
     model, about = load_trained_model(run, of_run, spec, config.checkpoint)
+    name = of_run.name.model
     if not isinstance(model, CanSample):
-        raise UserError(f"model={of_run.name.model} draws no samples (it has no CanSample); sample a model that does")
-    if config["class"] is not None and not model.is_conditional:
-        raise UserError(f"class={config['class']} cannot be asked of model={of_run.name.model}: it is not conditional")
-    device = next(model.parameters()).device
-    chosen = None if config["class"] is None else _class_number(config["class"], spec.class_names)
-    condition = None
-    if model.is_conditional:
-        turns = spread_classes(spec, config.n, device)
-        condition = turns if chosen is None else torch.full_like(turns, chosen)
-    batches = draw_samples(model, config.n, config.batch_size, config.seed, condition)
-    samples = torch.cat(list(batches))
-
-    which = about["checkpoint"] if chosen is None else f"{about['checkpoint']}_class{chosen}"
-    folder = Path(config.out) if config.out else run.samples / f"drawn_seed{config.seed}_{which}"
-    if spec.modality == "image":
-        _write_images(folder, spec, samples, spec.num_classes if condition is not None and chosen is None else 8)
-    else:
-        _write_points(folder, of_run, spec, samples, condition)
-    log.info(f"{config.n} samples of the {about['checkpoint']} checkpoint ({about['weights']} weights) in {folder}")
+        raise UserError(f"model={name} draws no samples (it has no CanSample); sample a model that does")
+    if config.condition is not None and not model.is_conditional:
+        raise UserError(f"condition={config.condition} cannot be asked of model={name}: it is not conditional")
+    chosen = None if config.condition is None else _class_number(config.condition, spec.class_names)
+    try:
+        sampler = Sampler(model, spec.num_classes, config.seed, config.batch_size, chosen, config.truncation)
+    except NotApplicable as reason:
+        raise UserError(f"truncation={config.truncation} cannot be asked of model={name}: {reason}") from reason
+    folder = Path(config.out) if config.out else run.samples / _folder_name(config, about["checkpoint"], chosen)
+    files = SampleFiles(folder, spec, functools.cache(lambda: load_data(of_run)))
+    try:
+        drawn = _PICTURES[config.picture](sampler, files, spec, config)
+    except NotApplicable as reason:
+        raise UserError(f"picture={config.picture} cannot be asked of model={name}: {reason}") from reason
+    truncated = f"; {sampler.truncated}" if sampler.truncated else ""
+    log.info(f"{drawn} of the {about['checkpoint']} checkpoint ({about['weights']} weights{truncated}) in {folder}")
 
 
-def _write_images(folder: Path, spec: "DataSpec", samples: "Tensor", per_row: int) -> None:
-    """The grid and a PNG file for each image."""
-    from torchvision.utils import save_image
-
-    from src.training.callbacks.pictures import image_grid
-
-    _empty(folder)
-    save_image(image_grid(spec, samples, per_row) / 255, folder / _GRID)
-    width = max(5, len(str(len(samples) - 1)))
-    for i, image in enumerate(spec.to_bytes(samples).cpu()):
-        save_image(image / 255, folder / f"{i:0{width}d}.png")
+def _draw_samples(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
+    n = config.n or _SAMPLES
+    classes = sampler.classes_of(n)
+    files.write_samples(sampler.samples(n), classes, take_turns=classes is not None and config.condition is None)
+    if not files.has_density:
+        return f"{n} samples"
+    return f"{n} samples and {files.write_density(sampler.samples(_DENSITY_SAMPLES))} of {_DENSITY_SAMPLES:,} more"
 
 
-def _write_points(
-    folder: Path, of_run: DictConfig, spec: "DataSpec", samples: "Tensor", condition: "Tensor | None"
-) -> None:
-    """All values `(n, D)` as float32 in points.npy and, with a name and a class for each column, in points.csv.
+def _draw_interpolation(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
+    steps = config.steps or (_CURVE_POINTS if spec.modality == "vector" else _STEPS)
+    drawn = sampler.interpolations(config.n or _ROWS, steps)
+    return f"{files.write_rows('interpolation', drawn)} with {drawn.shape[0]} rows of {steps} steps"
 
-    In two dimensions also points.png, over points of the data.
-    """
-    import numpy as np
-    from torchvision.utils import save_image
 
-    from src.experiment import load_data
-    from src.training.callbacks.pictures import is_drawn_as_points, point_picture
+def _draw_classes(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
+    is_points = files.has_density
+    drawn = sampler.classes(config.n or (_CLASS_POINTS if is_points else _ROWS), spec.num_classes)
+    name = files.write_rows("classes", drawn.transpose(0, 1) if is_points else drawn)
+    return f"{name} with {drawn.shape[0]} latents for each of {drawn.shape[1]} classes"
 
-    csv, npy = (folder / name for name in _POINTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    if npy.exists() and not csv.exists():  # ours is written behind the other
-        raise UserError(f"out={folder} holds points of someone else ({npy.name}); give another folder")
-    x = samples.flatten(1).float().cpu().numpy()
-    classes = None if condition is None else [spec.class_names[k] for k in condition.tolist()]
-    names = [f"x{i}" for i in range(x.shape[1])] + ([] if classes is None else ["class"])
-    with csv.open("w", newline="") as file:
-        writer = csv_writer(file)
-        writer.writerow(names)
-        for i, row in enumerate(x.tolist()):
-            writer.writerow(row if classes is None else [*row, classes[i]])
-    np.save(npy, x)
-    if is_drawn_as_points(spec):
-        picture = point_picture(samples, load_data(of_run).held_out_points())
-        save_image(picture / 255, folder / "points.png")
+
+def _draw_styles(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
+    drawn = sampler.mixed_styles(config.n or _ROWS, config.crossover)
+    return f"{files.write_styles(drawn)} with the styles of {len(drawn.coarse)} and {len(drawn.fine)} samples mixed"
+
+
+_PICTURES: dict[str, Callable[["Sampler", "SampleFiles", "DataSpec", DictConfig], str]] = {
+    "samples": _draw_samples,
+    "interpolation": _draw_interpolation,
+    "classes": _draw_classes,
+    "styles": _draw_styles,
+}
+_ONLY_FOR = {"steps": ("interpolation",), "crossover": ("styles",), "condition": ("samples", "interpolation", "styles")}
+
+
+def _folder_name(config: DictConfig, checkpoint: str, chosen: int | None) -> str:
+    condition = "" if chosen is None else f"_condition{chosen}"
+    truncation = "" if config.truncation is None else f"_truncation{config.truncation:g}"
+    return f"drawn_seed{config.seed}_{checkpoint}{condition}{truncation}"
 
 
 def _class_number(given: int | str, names: tuple[str, ...]) -> int:
@@ -110,23 +109,34 @@ def _class_number(given: int | str, names: tuple[str, ...]) -> int:
         return names.index(wanted)
     if wanted.isdecimal() and int(wanted) < len(names):
         return int(wanted)
-    raise UserError(f"class={given} is not known; allowed: {', '.join(names)}, or a number from 0 to {len(names) - 1}")
-
-
-def _empty(folder: Path) -> None:
-    """Make the folder, or remove the samples of an earlier call; the grid, written first, tells that they are ours."""
-    folder.mkdir(parents=True, exist_ok=True)
-    numbered = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
-    if numbered and not (folder / _GRID).exists():
-        raise UserError(f"out={folder} holds pictures of someone else ({numbered[0].name}); give another folder")
-    for file in numbered:
-        file.unlink()
+    raise UserError(f"condition={given} is not known; allowed: {', '.join(names)}, or a number from 0 to {len(names) - 1}")
 
 
 def _check(config: DictConfig) -> None:
     Run.open(Path(config.run))
-    for key in ("n", "batch_size"):
-        require_at_least(key, config[key], 1)
+    if config.picture not in _PICTURES:
+        raise UserError(f"picture={config.picture} is not known; allowed: {', '.join(_PICTURES)}")
+    for key, least in (("n", 1), ("batch_size", 1), ("steps", 2), ("crossover", 0)):
+        _require_whole(key, config[key])
+        require_at_least(key, config[key], least)
+    for key, pictures in _ONLY_FOR.items():
+        if config[key] is not None and config.picture not in pictures:
+            raise UserError(
+                f"{key}={config[key]} is nothing that picture={config.picture} takes; "
+                f"it is for picture={' or picture='.join(pictures)}"
+            )
+    _require_truncation(config.truncation)
+
+
+def _require_whole(key: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UserError(f"{key}={value} must be a whole number")
+
+
+def _require_truncation(value: object) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not (is_number and value >= 0):
+        raise UserError(f"truncation={value} must be a number that is at least 0, or null for no truncation")
 
 
 def main() -> None:

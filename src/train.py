@@ -151,13 +151,14 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         )
     log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
 
+    light_evaluation = build(config.callback.light_evaluation)(measure=light_measure(config, data))
     callbacks = [
         build(config.callback.progress)(console=get_console()),
         Dashboard(),
         HeldOutMeans(),
         build(config.callback.pictures)(directory=run.samples),
         build(config.callback.checkpoint)(directory=run.checkpoints),
-        build(config.callback.light_evaluation)(measure=light_measure(config, data)),
+        light_evaluation,
         *(build(node) for name, node in config.callback.items() if name not in _OWN_CALLBACKS),
     ]
     loggers = [build(node)(save_dir=run.path) for node in config.logger.values()]
@@ -172,10 +173,19 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     if not is_first:
         help_to_evaluate(data, config)
         return
+    run.write_course(light_evaluation.course)
     run.write_validation(held_out_means(run.checkpoint(config.evaluation.checkpoint)))
     results = evaluate_run(run, data, config)
+    for name, course in light_evaluation.course.items():
+        log.info(f"light evaluations: {_course_in_words(name, course)}")
     log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
     log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)
+
+
+def _course_in_words(name: str, course: dict[str, Any]) -> str:
+    best, final, ratio = course["best"], course["final"], course["ratio"]
+    how_much = "" if ratio is None else f", worse by a factor of {ratio:.3g}" if ratio > 1 else ", the best"
+    return f"{name} best {best['value']:.4g} at step {best['step']}, final {final['value']:.4g}{how_much}"
 
 
 def _go_on_logging(loggers: list[Any], checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.runs import Run
+from tests.configs import small
 
 __all__ = ["QUICK", "ROOT", "Said", "Trained", "call", "run_cli", "train"]
 
@@ -24,13 +25,6 @@ QUICK = (  # what makes a run short, whatever it trains
     "callback.pictures.num_samples=8",
     "evaluation.num_samples=200",  # more than the classifier's 84 features, and enough for 64 components
     "evaluation.batch_size=50",
-)
-
-SMALL_DCGAN = (
-    "generator.width=16",
-    "discriminator.width=16",
-    "optim.generator.lr=1e-3",
-    "optim.discriminator.lr=1e-3",
 )
 
 
@@ -52,8 +46,8 @@ class Trained:
 
 def train(directory: Path, cache: Path, *overrides: str) -> Trained:
     """A short training on digits that must succeed."""
-    smaller = SMALL_DCGAN if {"model=cgan", "model=dcgan"} & set(overrides) else ()
-    said = call("train", *QUICK, *smaller, f"hydra.run.dir={directory}", f"data.cache={cache}", *overrides)
+    model = next((one.partition("=")[2] for one in overrides if one.startswith("model=")), "vae")
+    said = call("train", *QUICK, *small(model), f"hydra.run.dir={directory}", f"data.cache={cache}", *overrides)
     assert said.code == 0, said.text
     return Trained(Run.open(directory), said)
 

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONF", "compose_config", "load_option", "options", "single_options", "target"]
+__all__ = ["CONF", "compose_config", "load_option", "options", "parts", "single_options", "small", "target"]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -42,6 +42,20 @@ def _is_preset(option: DictConfig, names: list[str]) -> bool:
 def load_option(group: str, name: str) -> DictConfig:
     """The YAML of one option as it is written, without its defaults."""
     return OmegaConf.load(CONF / group / f"{name}.yaml")
+
+
+def parts(model: str) -> dict[str, str]:
+    """What a model's YAML is put together from: `{"network@generator": "mlp", "penalty": "none", ...}`."""
+    chosen = (one for one in load_option("model", model).get("defaults", ()) if one != "_self_")
+    return {group.lstrip("/"): option for one in chosen for group, option in one.items()}
+
+
+def small(model: str, width: int = 16) -> tuple[str, ...]:
+    """Overrides that make the two convolutional players of a model narrow; none for other models."""
+    players = {role: parts(model).get(f"network@{role}") for role in ("generator", "discriminator")}
+    return tuple(
+        f"{role}.width={width}" for role, name in players.items() if name and "width" in load_option("network", name)
+    )
 
 
 def target(group: str, name: str) -> Any:

@@ -14,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from src.build import build, build_model
@@ -26,8 +27,8 @@ from src.runs import Run
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests import two_ranks
-from tests.commands import QUICK, ROOT, SMALL_DCGAN, run_cli
-from tests.configs import compose_config, options
+from tests.commands import QUICK, ROOT, run_cli
+from tests.configs import compose_config, options, small
 from tests.examples import image_data
 
 TIMEOUT_S = 240  # of two processes, so that one that waits for the other for ever is a failure
@@ -205,9 +206,9 @@ def _weights(network: nn.Module) -> Tensor:
 def test_small_batches_give_the_weights_of_a_large_one(k, model, n_critic, cache, monkeypatch):
     how = [f"model={model}", *([] if n_critic is None else [f"training.n_critic={n_critic}"])]
     monkeypatch.setitem(two_ranks.SAME, "here", (k, how))
-    small, large = two_ranks.same("here", cache), two_ranks.same_at_once("here", cache)
-    assert (small["step"], large["step"]) == (k * two_ranks.NUM_STEPS, two_ranks.NUM_STEPS)
-    assert difference(small["state"], large["state"]) < 1e-6
+    several, one = two_ranks.same("here", cache), two_ranks.same_at_once("here", cache)
+    assert (several["step"], one["step"]) == (k * two_ranks.NUM_STEPS, two_ranks.NUM_STEPS)
+    assert difference(several["state"], one["state"]) < 1e-6
 
 
 def _driver(model: str, clip: float | None, k: int) -> TrainingModule:
@@ -312,9 +313,8 @@ def test_an_epoch_has_whole_rounds_only(tmp_path):
 
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_trains_in_bf16(model, cache):
-    small = SMALL_DCGAN if model in ("dcgan", "cgan") else ()
     module, rows = two_ranks.fit(
-        cache, f"model={model}", *small, "trainer.precision=bf16-mixed", "trainer.max_epochs=1",
+        cache, f"model={model}", *small(model), "trainer.precision=bf16-mixed", "trainer.max_epochs=1",
         "trainer.limit_train_batches=3", "trainer.limit_val_batches=1", max_steps=None,
     )  # fmt: skip
     assert module.step == 3
@@ -331,8 +331,7 @@ DDP = ("trainer=ddp", "trainer.devices=2")
 @pytest.mark.slow
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_trains_on_two_devices_from_the_command_line(model, cache, tmp_path):
-    small = SMALL_DCGAN if model in ("dcgan", "cgan") else ()
-    line = ("train", *QUICK, *DDP, f"model={model}", *small, "trainer.max_steps=12", f"data.cache={cache}")
+    line = ("train", *QUICK, *DDP, f"model={model}", *small(model), "trainer.max_steps=12", f"data.cache={cache}")
     said = run_cli(*line, f"hydra.run.dir={tmp_path}", timeout_s=TIMEOUT_S)
     assert said.code == 0, said.text
     run = Run.open(tmp_path)
@@ -340,7 +339,8 @@ def test_every_model_trains_on_two_devices_from_the_command_line(model, cache, t
     checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
     assert checkpoint["progress"] == {"step": 12, "examples_seen": 12 * 2 * 128}
     assert said.text.count("data: image") == 1, "both processes speak"
-    assert ("batch norm sees each device's own batch" in said.text) == (model in ("dcgan", "cgan"))
+    has_batch_norm = "batch_norm: true" in OmegaConf.to_yaml(compose_config(f"model={model}").model, resolve=True)
+    assert ("batch norm sees each device's own batch" in said.text) == has_batch_norm
     together = run.results()["metrics"]
     alone = run_cli("evaluate", f"run={tmp_path}", timeout_s=TIMEOUT_S)
     assert alone.code == 0, alone.text

@@ -9,7 +9,7 @@ from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.rng import StreamNoise
 from src.core.spec import CONTINUOUS, DataSpec, Values
-from src.objectives.penalties import GradientPenalty, NoPenalty, ZeroCentred, squared_gradient_norm
+from src.objectives.penalties import GradientPenalty, Judged, NoPenalty, ZeroCentred, judge, squared_gradient_norm
 from tests.configs import compose_config, load_option, options
 
 A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
@@ -25,8 +25,12 @@ def points(seed: int) -> Tensor:
     return torch.randn(64, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def judged(critic, x: Tensor, for_slope: bool = False) -> Judged:
+    return judge(critic, x, for_slope)
+
+
 def penalty_of(penalty, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    return penalty(bowl, real, fake, StreamNoise(0))
+    return penalty(bowl, judged(bowl, real), judged(bowl, fake), StreamNoise(0))
 
 
 # --- penalties -------------------------------------------------------------------------------------------------------
@@ -58,21 +62,30 @@ def test_the_gradient_penalty_is_that_of_the_places_between():
 
 def test_the_gradient_penalty_has_a_finite_slope_where_the_critic_is_flat():
     weight = torch.zeros(2, 1, requires_grad=True)
-    flat = GradientPenalty(10.0)(lambda x: (x @ weight).squeeze(1), torch.ones(4, 2), torch.zeros(4, 2), StreamNoise(0))
+
+    def critic(x: Tensor) -> Tensor:
+        return (x @ weight).squeeze(1)
+
+    real, fake = judged(critic, torch.ones(4, 2)), judged(critic, torch.zeros(4, 2))
+    flat = GradientPenalty(10.0)(critic, real, fake, StreamNoise(0))
     torch.testing.assert_close(flat["gradient_penalty"], torch.full((4,), 10.0), rtol=1e-4, atol=0)
     (slope,) = torch.autograd.grad(flat["gradient_penalty"].sum(), weight)
     assert slope.isfinite().all()
 
 
+@pytest.mark.parametrize("for_slope", [False, True])
 @pytest.mark.parametrize("name", options("penalty"))
-def test_penalties_teach_the_discriminator_as_autograd_says(name):
+def test_penalties_teach_the_discriminator_as_autograd_says(name, for_slope):
     """Their gradients by the weights equal finite differences, so the second derivative is there."""
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     penalty = build(load_option("penalty", name))
 
     def value() -> Tensor:
-        parts = penalty(lambda x: critic(x).squeeze(1), points(0), points(1), StreamNoise(0))
+        def of(x: Tensor) -> Tensor:
+            return critic(x).squeeze(1)
+
+        parts = penalty(of, judged(of, points(0), for_slope), judged(of, points(1), for_slope), StreamNoise(0))
         return sum((part.sum() for part in parts.values()), torch.zeros((), dtype=torch.float64))
 
     if name == "none":
@@ -119,7 +132,7 @@ def batch(size: int = 12) -> Batch:
 
 def test_packing_shows_the_discriminator_several_examples_at_a_time():
     model = gan("model.packing=3")
-    assert model.discriminator.layers[0].in_features == 6
+    assert model.discriminator.network.layers[0].in_features == 6
     terms = model.discriminator_loss(batch(12), generator=StreamNoise(0))
     assert {name: tuple(values.shape) for name, values in terms.items()} == dict.fromkeys(
         ("loss", "logit_real", "logit_fake"), (4,)

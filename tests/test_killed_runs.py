@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from src.runs import Run
-from tests.commands import QUICK, SMALL_DCGAN, call
-from tests.configs import options
+from tests.commands import QUICK, call
+from tests.configs import options, small
 from tests.killing import Command, command, outcome
 
 NUM_STEPS = 40  # of ten to an epoch
 METRICS = "kd,c_t,copying,bound,test_loss,reconstruction_error,psnr,ssim,accuracy"  # for each model some that take time
-KILLS = ("start-up", "steps", "steps", "steps", "evaluation")  # of each run: 40 of 8 models
+KILLS = ("start-up", "steps", "steps", "steps", "evaluation")  # of each run
 
 
 def overrides(model: str, cache: Path, folder: Path) -> list[str]:
-    smaller = SMALL_DCGAN if model in ("cgan", "dcgan") else ()
     return [
-        *QUICK, *smaller, f"model={model}", f"trainer.max_steps={NUM_STEPS}", f"metric=[{METRICS}]",
+        *QUICK, *small(model), f"model={model}", f"trainer.max_steps={NUM_STEPS}", f"metric=[{METRICS}]",
         "callback.checkpoint.every_minutes=0", "callback.light_evaluation.metrics=[]", f"data.cache={cache}",
         f"hydra.run.dir={folder}",
     ]  # fmt: skip

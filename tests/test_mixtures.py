@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +22,12 @@ from src.data.arrays import Arrays
 from src.data.gaussian_mixtures import grid, ring
 from src.data.loading import ArrayData
 from src.evaluation.results import absences, findings
+from src.metrics import mixture_modes
 from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Measurement
-from src.metrics.mixture_modes import kl_floor, kl_to_weights, quality_ceiling
+from src.metrics.mixture_modes import kl_by_luck, kl_floor, kl_to_weights, quality_ceiling
 from src.metrics.store import Store
 from src.runs import Run
-from src.training.callbacks.pictures import point_picture
+from src.training.callbacks.point_pictures import point_picture
 from tests.commands import Trained, call
 from tests.configs import compose_config, load_option, options
 from tests.evaluating import Draws, results_of
@@ -193,7 +195,8 @@ def test_true_draws_reach_the_ceiling_all_modes_and_the_floor(arrays):
     assert "(ceiling 98.89%)" in quality.finding.words
     assert quality.interval[0] < quality.value < quality.interval[1]
     covered = _measured("modes_covered", x, arrays)
-    assert (covered.value, covered.parts) == (arrays.mixture.num_components, {"of": arrays.mixture.num_components})
+    num_modes = arrays.mixture.num_components
+    assert (covered.value, covered.parts) == (num_modes, {"of": num_modes, "expected": pytest.approx(num_modes)})
     divergence = _measured("reverse_kl", x, arrays)
     num_good = divergence.card["num_samples"]
     assert num_good == round(quality.value * 1e5)
@@ -221,6 +224,23 @@ def test_floor_of_the_divergence_is_what_true_draws_have_on_average(num_modes, e
     assert float(found.mean()) == pytest.approx(floor, abs=tolerance)
 
 
+@pytest.mark.parametrize(("num_modes", "num_samples"), [(8, 2500), (25, 2500), (1000, 1000), (1000, 2600), (1000, 26_000)])
+def test_luck_explains_a_divergence_with_the_chance_it_is_given(num_modes, num_samples, monkeypatch):
+    """By simulation, at a chance that can be simulated. For few samples a plain chi-square is off."""
+    monkeypatch.setattr(mixture_modes, "chi_square_quantile", lambda dof: stats.chi2.isf(0.05, dof))
+    weights = torch.full((num_modes,), 1 / num_modes, dtype=torch.float64)
+    counts = np.random.default_rng(0).multinomial(num_samples, weights.numpy(), size=2000)
+    bound = kl_by_luck(weights, num_samples)
+    share = np.mean([float(kl_to_weights(row, weights)) > bound for row in torch.from_numpy(counts)])
+    assert share == pytest.approx(0.05, abs=0.02)
+
+
+def test_luck_of_often_drawn_modes_is_chi_square_whatever_their_weights():
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    assert kl_by_luck(weights, 50_000) == pytest.approx(stats.chi2.isf(1e-4, 3) / 1e5, rel=1e-2)
+    assert kl_by_luck(torch.ones(1, dtype=torch.float64), 100) == 0
+
+
 def test_divergence_of_some_of_equal_modes_is_the_logarithm_of_their_ratio():
     weights = torch.full((8,), 1 / 8, dtype=torch.float64)
     assert float(kl_to_weights(torch.tensor([5, 5, 0, 0, 0, 0, 0, 0]), weights)) == pytest.approx(math.log(4))
@@ -239,12 +259,14 @@ def test_hand_made_samples_are_counted_by_hand(arrays):
     covered, quality, divergence = (_measured(name, x, arrays) for name in METRICS)
     num_modes = arrays.mixture.num_components
     assert (covered.value, covered.parts["of"], covered.finding.alarm) == (2, num_modes, None)
-    assert "(in 5 samples, too few to call a mode missing)" in covered.finding.words
+    assert "(in 5 samples, too few to call a mode missing; a perfect sampler reaches about " in covered.finding.words
     assert quality.value == 3 / 5
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert divergence.value == pytest.approx(math.log(num_modes) - entropy)
     assert divergence.card["num_samples"] == 3
     assert divergence.card["floor"] == pytest.approx(min((num_modes - 1) / 6, math.log(num_modes)))
+    assert divergence.card["largest"] == pytest.approx(math.log(num_modes))
+    assert covered.parts["expected"] == pytest.approx(num_modes * (1 - (1 - CEILING / num_modes) ** 5))
     by_nearest = arrays.mixture.nearest(x.float())[1].bincount(minlength=num_modes)
     assert divergence.parts["of_all_samples"] == pytest.approx(float(kl_to_weights(by_nearest, arrays.mixture.weights)))
 
@@ -253,7 +275,9 @@ def test_collapse_on_one_mode_is_an_alarm(arrays):
     x = arrays.mixture.means[:1] + arrays.mixture.sigma * SampleNoise(0).normal((2500, 2), arrays.mixture.means)
     covered, quality, divergence = (_measured(name, x, arrays) for name in METRICS)
     assert covered.value == 1
-    assert len(covered.parts) == arrays.mixture.num_components  # all others missing, and "of"
+    missing = [name for name in covered.parts if name.startswith("missing_")]
+    assert len(missing) == arrays.mixture.num_components - 1
+    assert covered.finding.words.endswith("and 14 more)" if arrays.spec.name == "grid" else "5, 6, 7)")
     assert quality.value == pytest.approx(CEILING, abs=0.01)
     assert divergence.value == pytest.approx(math.log(arrays.mixture.num_components))
     assert [some.finding.alarm for some in (covered, quality, divergence)] == ["modes", None, "modes"]
@@ -270,7 +294,7 @@ def test_samples_between_the_modes_are_an_alarm_and_have_no_histogram(arrays):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_data_without_a_mixture_have_no_value_and_are_named(name):
-    with pytest.raises(NotApplicable, match="it is of draws from a known mixture; data=made_up is none"):
+    with pytest.raises(NotApplicable, match="it is of a known mixture or of stacked images; data=made_up is neither"):
         make_metric(name).measure(make_inputs(generated=image_set(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))))
 
 
@@ -314,6 +338,7 @@ ON_POINTS = {  # what each model that takes vectors is trained with
     "autoencoder": (),
     "cvae": ("likelihood=gaussian_learned_scale",),
     "gan": (),
+    "pacgan": (),
     "vae": ("likelihood=gaussian_learned_scale",),
 }
 SMALL = ("data.num_train=400", "data.num_val=100", "data.num_test=100", "trainer.max_steps=4", "loader.batch_size=100")
@@ -334,9 +359,11 @@ def test_run_on_points_measures_modes_and_draws_pictures(trained):
     metrics = run.results()["metrics"]
     assert {"modes_covered", "high_quality"} <= {name for name, entry in metrics.items() if "value" in entry}
     assert "of high quality (ceiling 98.89%)" in said.text
-    kinds = {"samples"} | ({"reconstructions", "interpolations"} if model == "cvae" else set())
-    assert {file.name.split("_")[0] for file in run.samples.glob("*.png")} == kinds
-    assert {Image.open(file).size for file in run.samples.glob("*.png")} == {(512, 512)}
+    kinds = {"samples", "density"} | ({"reconstructions", "interpolations", "classes"} if model == "cvae" else set())
+    kinds |= {"latent_interpolations"} if model != "cvae" else set()  # the prior of the cvae is not N(0, I)
+    sizes = {file.name: Image.open(file).size for file in run.samples.glob("*.png")}
+    assert {re.split("_(?:step|epoch)_", name)[0] for name in sizes} == kinds
+    assert {size for name, size in sizes.items() if not name.startswith("density")} == {(512, 512)}
     if model == "cvae":
         assert metrics["bound"]["unit"] == "nats"
         assert "bits per dimension are of discrete values" in metrics["bound_bits_per_dim"]["not_applicable"]
@@ -347,7 +374,12 @@ def test_sampling_writes_points_that_depend_on_the_seed_alone(trained, tmp_path)
     for name, more in (("first", ["n=30"]), ("in_parts", ["n=30", "batch_size=7"]), ("other", ["n=30", "seed=1"])):
         said = call("sample", f"run={run.path}", f"out={tmp_path / name}", *more)
         assert said.code == 0, said.text
-    assert sorted(file.name for file in (tmp_path / "first").iterdir()) == ["points.csv", "points.npy", "points.png"]
+    assert sorted(file.name for file in (tmp_path / "first").iterdir()) == [
+        "density.png",
+        "points.csv",
+        "points.npy",
+        "points.png",
+    ]
     first, in_parts, other = (np.load(tmp_path / name / "points.npy") for name in ("first", "in_parts", "other"))
     assert (first.shape, first.dtype) == ((30, 2), np.dtype("float32"))
     np.testing.assert_allclose(in_parts, first, rtol=0, atol=1e-5)
@@ -378,7 +410,9 @@ def test_every_model_learns_from_points_or_refuses_them(arrays, model):
     built = build_model(config.model, arrays.spec, model)
     data = ArrayData(arrays, batch_size=64, eval_batch_size=512, num_workers=0, seed=0)
     batch = data.to_units(next(iter(data.train_dataloader())))
-    terms = [built.discriminator_loss(batch), built.generator_loss(batch)] if model == "gan" else [built.loss(batch)]
+    terms = (
+        [built.discriminator_loss(batch), built.generator_loss(batch)] if hasattr(built, "players") else [built.loss(batch)]
+    )
     assert all(some["loss"].isfinite().all() for some in terms)
 
 

@@ -28,7 +28,7 @@ from src.training.callbacks.checkpoint import LastAndBest
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import QUICK, ROOT, call
-from tests.configs import compose_config, options
+from tests.configs import compose_config, options, small
 from tests.killing import curves, tensors, weights
 
 NUM_STEPS = 24  # of ten to an epoch
@@ -68,9 +68,8 @@ def trained(
     model: str, cache: Path, *callbacks: L.Callback, resume: Path | None = None, workers: int = 0, also: Sequence[str] = ()
 ) -> tuple[TrainingModule, Rows]:
     """A short training on digits, from its beginning or from a checkpoint."""
-    small = ("generator.width=8", "discriminator.width=8") if model in ("dcgan", "cgan") else ()
     config = compose_config(
-        f"model={model}", *small, "trainer.accelerator=cpu", f"trainer.max_steps={NUM_STEPS}",
+        f"model={model}", *small(model), "trainer.accelerator=cpu", f"trainer.max_steps={NUM_STEPS}",
         "trainer.val_every_n_epochs=1", "training.log_every_n_steps=3", f"loader.num_workers={workers}",
         f"data.cache={cache}", *also,
     )  # fmt: skip

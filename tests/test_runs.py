@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
 
-from src.core.protocols import CanEncode, CanReconstruct, CanSample, Trainable
+from src.core.protocols import CanDecode, CanEncode, CanReconstruct, CanSample, Trainable
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluate import _take_given
@@ -275,9 +276,14 @@ def test_what_a_model_cannot_do_is_said_with_its_name(run, name, model):
 
 
 def test_pictures_show_what_the_model_can_do(run, model):
-    kinds = {file.name.split("_")[0] for file in run.samples.glob("*.png")}
-    capabilities = {"samples": CanSample, "reconstructions": CanReconstruct, "interpolations": CanEncode}
-    assert kinds == {kind for kind, capability in capabilities.items() if isinstance(model, capability)}
+    kinds = {re.split("_(?:step|epoch)_", file.name)[0] for file in run.samples.glob("*_*_*.png")}
+    capabilities = {
+        "samples": CanSample, "reconstructions": CanReconstruct, "interpolations": CanEncode,
+        "latent_interpolations": CanDecode,
+    }  # fmt: skip
+    expected = {kind for kind, capability in capabilities.items() if isinstance(model, capability)}
+    expected |= {"classes"} if getattr(model, "is_conditional", False) and isinstance(model, CanSample) else set()
+    assert kinds == expected
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -436,8 +442,8 @@ def test_pictures_of_someone_else_are_left_alone(copied, tmp_path):
 @pytest.mark.parametrize("name", ["cgan"])
 def test_one_class_can_be_drawn_by_name_or_number(run, model, data, tmp_path):
     name = data.spec.class_names[3]
-    pictures = _sample(run, tmp_path / "by_number", "n=3", "seed=3", "class=3")
-    by_name = _sample(run, tmp_path / "by_name", "n=3", "seed=3", f"class='{name}'")
+    pictures = _sample(run, tmp_path / "by_number", "n=3", "seed=3", "condition=3")
+    by_name = _sample(run, tmp_path / "by_name", "n=3", "seed=3", f"condition='{name}'")
     drawn = torch.cat(list(draw_samples(model, 3, 3, 3, torch.full((3,), 3))))
     for i, expected in enumerate(data.spec.to_bytes(drawn).numpy()):
         assert abs(_grey(pictures[f"{i:05d}.png"]) - expected[0]).max() <= 1
@@ -447,14 +453,14 @@ def test_one_class_can_be_drawn_by_name_or_number(run, model, data, tmp_path):
 @pytest.mark.parametrize(
     ("model", "given", "sentence"),
     [
-        ("cgan", "10", "class=10 is not known; allowed: "),
-        ("cgan", "cat", "class=cat is not known; allowed: "),
-        ("cgan", "-1", "class=-1 is not known; allowed: "),
-        ("vae", "1", "class=1 cannot be asked of model=vae: it is not conditional"),
+        ("cgan", "10", "condition=10 is not known; allowed: "),
+        ("cgan", "cat", "condition=cat is not known; allowed: "),
+        ("cgan", "-1", "condition=-1 is not known; allowed: "),
+        ("vae", "1", "condition=1 cannot be asked of model=vae: it is not conditional"),
     ],
 )
 def test_class_that_cannot_be_drawn_is_named(trained, tmp_path, model, given, sentence):
-    said = call("sample", f"run={trained(model).run.path}", f"out={tmp_path / 'out'}", f"class={given}")
+    said = call("sample", f"run={trained(model).run.path}", f"out={tmp_path / 'out'}", f"condition={given}")
     assert said.code == 1
     assert f"error: {sentence}" in said.text
 

@@ -10,10 +10,12 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.build import build, build_model
 from src.core.errors import UserError
 from src.core.protocols import Adversarial
+from src.core.rng import SampleNoise, derive_seed
 from src.experiment import light_measure, load_data, load_model, load_trained_model
 from src.training.callbacks.held_out_means import held_out_means
 from src.training.callbacks.progress import EpochProgress
@@ -21,7 +23,7 @@ from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import train
-from tests.configs import compose_config, options, target
+from tests.configs import compose_config, options, small, target
 from tests.examples import image_data
 
 # --- one counter, of batches -----------------------------------------------------------------------------------------
@@ -136,8 +138,7 @@ def test_buffers_are_copied():
 
 def _module(model: str, clip: float | None = None, **knobs: Any) -> TrainingModule:
     """The driver of a model on tiny made-up images, with plain gradient descent of rate 1."""
-    small = ("generator.width=4", "discriminator.width=4") if model in ("cgan", "dcgan") else ()
-    config = compose_config(f"model={model}", *small)
+    config = compose_config(f"model={model}", *small(model))
     network = build_model(config.model, image_data((1, 8, 8), "discrete").spec, model)
     descend = partial(torch.optim.SGD, lr=1.0)
     optimizers = {"generator": descend, "discriminator": descend} if isinstance(network, Adversarial) else descend
@@ -207,7 +208,10 @@ def test_evaluation_and_sampling_load_the_averaged_generator(trained, model):
     average = {name.removeprefix("weight_average.average."): v for name, v in state.items() if "average." in name}
     loaded, about = load_trained_model(run, run.config(), load_data(run.config()).spec, "last")
     assert about["weights"] == "averaged"
-    assert _is_same(loaded.generator, average)
+    renewed = ("running_mean", "running_var", "num_batches_tracked")  # batch norm's statistics are taken anew
+    assert all(torch.equal(v, average[k]) for k, v in loaded.generator.state_dict().items() if not k.endswith(renewed))
+    norms = [module for module in loaded.generator.modules() if isinstance(module, _BatchNorm)]
+    assert ("batch_norm" in about) == bool(norms)
     assert any(not torch.equal(average[name], state[f"model.generator.{name}"]) for name in average)
     assert all(
         torch.equal(v, state[f"model.discriminator.{name}"]) for name, v in loaded.discriminator.state_dict().items()
@@ -256,8 +260,9 @@ def test_a_light_evaluation_leaves_the_global_generator_alone(model, trained):
     measure = light_measure(config, data)
     network = load_model(config, data.spec)
     before = torch.get_rng_state()
-    values, findings = measure(network, 100, ["fd", "class_kl", "effective_support"])
+    values, better, findings = measure(network, 100, ["fd", "class_kl", "effective_support"])
     assert set(values) >= {"fd", "class_kl", "effective_support"}
+    assert better["fd"] == "lower"
     assert findings
     assert torch.equal(before, torch.get_rng_state())
 
@@ -276,9 +281,46 @@ def test_a_training_is_the_same_with_and_without_light_evaluations(tmp_path, cac
 @pytest.mark.parametrize("metrics", ["[]", "null"])
 def test_no_metrics_turn_the_light_evaluation_off(metrics, cache, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr("src.experiment.light_measure", lambda *_: lambda *asked: measured.append(asked) or ({}, []))
+    monkeypatch.setattr("src.experiment.light_measure", lambda *_: lambda *asked: measured.append(asked) or ({}, {}, []))
     settings = ("model=gan", "metric=[fd]", "trainer.max_steps=20", "callback.light_evaluation.every_n_validations=1")
     train(tmp_path / "off", cache, *settings, f"callback.light_evaluation.metrics={metrics}")
     assert measured == []
     train(tmp_path / "on", cache, *settings)
     assert len(measured) == 2
+
+
+# --- batch norm's statistics of averaged weights ----------------------------------------------------------------------
+
+
+def test_batch_norm_is_renewed_with_the_statistics_of_its_own_samples(trained):
+    """The running statistics are the means over batches of what each norm sees, and the variance is the unbiased one."""
+    run = trained("dcgan").run
+    config = run.config()
+    spec = load_data(config).spec
+    config.evaluation.batch_norm_samples = 0
+    copied, about = load_trained_model(run, config, spec, "last")
+    assert about["batch_norm"] == "statistics of the trained weights"
+    config.evaluation.batch_norm_samples = 1000
+    renewed, about = load_trained_model(run, config, spec, "last")
+    assert about["batch_norm"] == "statistics of 896 samples of these weights"
+    again, _ = load_trained_model(run, config, spec, "last")
+    assert _is_same(again, _copy(renewed))
+    assert not renewed.training
+    first = next(module for module in renewed.generator.modules() if isinstance(module, _BatchNorm))
+    seen: list[torch.Tensor] = []
+    hook = first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    for start in range(0, 896, 128):
+        with torch.no_grad():
+            renewed.sample(128, generator=SampleNoise(derive_seed(config.evaluation.seed, 4), start))
+    hook.remove()
+    torch.testing.assert_close(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
+    torch.testing.assert_close(first.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
+    assert not _is_same(copied.generator, _copy(renewed.generator))
+
+
+def test_too_few_samples_to_renew_batch_norm_are_refused(trained):
+    run = trained("dcgan").run
+    config = run.config()
+    config.evaluation.batch_norm_samples = 100
+    with pytest.raises(UserError, match="evaluation.batch_norm_samples=100 must be at least loader.batch_size=128"):
+        load_trained_model(run, config, load_data(config).spec, "last")

@@ -18,10 +18,13 @@ __all__ = [
     "Adversarial",
     "CanBound",
     "CanClassify",
+    "CanDecode",
     "CanEncode",
+    "CanMixStyles",
     "CanReconstruct",
     "CanSample",
     "CanScore",
+    "Styled",
     "Terms",
     "Trainable",
 ]
@@ -65,6 +68,53 @@ class CanReconstruct(Protocol):
 
 
 @runtime_checkable
+class CanDecode(Protocol):
+    """Draws its samples as `decode(z)` of z ~ N(0, I), which is the same for all classes."""
+
+    latent_dim: int
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The example of z `(B, latent_dim)`, deterministic, `(B, *spec.shape)` in data units."""
+        ...
+
+
+@runtime_checkable
+class Styled(Protocol):
+    """A generator that draws in two steps: a latent vector to a style for each of its layers, and styles to an image."""
+
+    def styles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """From z `(B, D)` and a condition vector `(B, K)` or None, `(B, num_layers, style_dim)`."""
+        ...
+
+    def synthesize(self, styles: Tensor, noise: Noise | None) -> Tensor:
+        """The image `(B, C, H, W)` of styles; its further noise is drawn from `noise`, and fixed without it."""
+        ...
+
+    def truncate(self, styles: Tensor, psi: float) -> Tensor:
+        """Styles moved towards their mean: at 1 as they were, at 0 the mean itself."""
+        ...
+
+
+@runtime_checkable
+class CanMixStyles(Protocol):
+    """Draws its samples by way of a style for each layer of its generator, if `has_styles`."""
+
+    latent_dim: int
+    has_styles: bool
+
+    def styles(self, z: Tensor, condition: Tensor | None = None, *, truncation: float | None = None) -> Tensor:
+        """The styles of z `(B, latent_dim)`, `(B, num_layers, style_dim)`, the first layers the coarse ones.
+
+        With `truncation` they are moved towards their mean: at 1 they are as without, at 0 all the mean itself.
+        """
+        ...
+
+    def decode_styles(self, styles: Tensor, *, generator: Noise | None = None) -> Tensor:
+        """The example of styles, `(B, *spec.shape)` in data units; further noise is fixed without a `generator`."""
+        ...
+
+
+@runtime_checkable
 class CanEncode(Protocol):
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The code of x, deterministic, `(B, latent_dim)`."""
@@ -99,6 +149,16 @@ class Adversarial(Protocol):
         """The generator and the discriminator: disjoint sets of parameters."""
         ...
 
-    def discriminator_loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms: ...
+    def discriminator_loss(self, batch: Batch, *, penalty_scale: float = 1.0, generator: Noise | None = None) -> Terms:
+        """With `penalty_scale` as a further weight of what is minimised besides the game; 0 leaves it out."""
+        ...
 
     def generator_loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms: ...
+
+    def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """How real the discriminator finds examples: one value for each, or for each few that it sees together."""
+        ...
+
+    def refuse_training(self, precision: str, penalty_interval: int) -> None:
+        """Raise `UserError` for a way of training that the model is known to fail with."""
+        ...

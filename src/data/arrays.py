@@ -24,8 +24,11 @@ import numpy as np
 from src.core.errors import UserError
 from src.core.mixture import IsotropicMixture
 from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, Values
+from src.core.stack import Stack
 
-__all__ = ["Arrays", "Split", "image_values", "prepare", "prepare_images", "save_splits", "split_indices"]
+__all__ = [
+    "Arrays", "Split", "image_values", "prepare", "prepare_images", "save_in_chunks", "save_splits", "split_indices",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class Arrays:
         splits: "train", "val" and "test".
         fingerprint: hash of the arrays' bytes; two data sets with the same fingerprint are the same.
         mixture: what the examples were drawn from, if it is such a mixture and known.
+        stack: how the examples are made of smaller images, if they are.
     """
 
     spec: DataSpec
@@ -74,6 +78,7 @@ class Arrays:
     splits: dict[str, Split]
     fingerprint: str
     mixture: IsotropicMixture | None = None
+    stack: Stack | None = None
 
 
 def prepare_images(
@@ -83,9 +88,10 @@ def prepare_images(
     levels: int,
     values: str,
     make: Callable[[Path], tuple[str, ...]],
+    stack: Stack | None = None,
 ) -> Arrays:
     """As `prepare`, of images: `levels` integer levels, seen by models as `values`, e.g. "discrete"."""
-    return prepare(name, cache, source, "image", image_values(values, levels), levels, make)
+    return prepare(name, cache, source, "image", image_values(values, levels), levels, make, stack=stack)
 
 
 def prepare(
@@ -97,6 +103,7 @@ def prepare(
     source_levels: int | None,
     make: Callable[[Path], tuple[str, ...]],
     mixture: IsotropicMixture | None = None,
+    stack: Stack | None = None,
 ) -> Arrays:
     """Return the prepared arrays of a data set, making them first if they are not there.
 
@@ -109,6 +116,7 @@ def prepare(
         source_levels: number of integer levels in the arrays; None if they hold real numbers.
         make: writes `<split>_x.npy` and `<split>_y.npy` into a folder and returns the class names (empty: no labels).
         mixture: what the examples are drawn from, if it is known.
+        stack: how the examples are made of smaller images, if they are.
     """
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(cache) / f"{name}-{key}"
@@ -129,7 +137,7 @@ def prepare(
         class_names=tuple(meta["class_names"]),
     )
     fingerprint = hashlib.sha256(json.dumps(meta["sha256"], sort_keys=True).encode()).hexdigest()
-    return Arrays(spec, source_levels, splits, fingerprint, mixture)
+    return Arrays(spec, source_levels, splits, fingerprint, mixture, stack)
 
 
 def image_values(kind: str, levels: int) -> Values:
@@ -157,6 +165,24 @@ def save_splits(folder: Path, parts: Iterable[tuple[str, np.ndarray, np.ndarray 
             np.save(folder / f"{split}_y.npy", y.astype(np.int64))
 
 
+def save_in_chunks(folder: Path, split: str, shape: tuple[int, ...], x: Iterable[np.ndarray], y: np.ndarray) -> None:
+    """As `save_splits`, of one split that need not fit into memory.
+
+    Args:
+        shape: of the whole array, `(N, *event)`.
+        x: its parts `(B, *event)` uint8, in order.
+        y: `(N,)`.
+    """
+    whole = np.lib.format.open_memmap(folder / f"{split}_x.npy", mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for some in x:
+        whole[start : start + len(some)] = some
+        start += len(some)
+    assert start == len(whole) == len(y)
+    whole.flush()
+    np.save(folder / f"{split}_y.npy", y.astype(np.int64))
+
+
 def _make_folder(folder: Path, name: str, source: dict[str, Any], make: Callable[[Path], tuple[str, ...]]) -> None:
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our number
@@ -167,12 +193,17 @@ def _make_folder(folder: Path, name: str, source: dict[str, Any], make: Callable
     try:
         log.info(f"preparing data={name} once, in {folder}")
         class_names = make(unfinished)
-        sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(unfinished.glob("*.npy"))}
+        sums = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.npy"))}
         meta = {"name": name, "class_names": class_names, "source": source, "sha256": sums}
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=2))
         _rename_unless_there(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _rename_unless_there(unfinished: Path, folder: Path) -> None:

@@ -89,6 +89,7 @@ def evaluate(
         anchors=anchors,
         unseen=_split_images(data, "val", num_samples),
         mixture=data.arrays.mixture,
+        stack=data.arrays.stack,
         classifier=functools.cache(classifier),
         store=store,
     )

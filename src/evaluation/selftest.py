@@ -18,8 +18,9 @@ from src.core.batch import Batch
 from src.core.errors import NotApplicable
 from src.core.rng import SampleNoise, hash_bits
 from src.core.spec import DISCRETE, DataSpec, Values
+from src.core.stack import Stack
 from src.metrics.classifier_score import classifier_score
-from src.metrics.features import ImageSet, NetworkExtractor
+from src.metrics.features import Extractor, Features, ImageSet, NetworkExtractor
 from src.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_of
 from src.metrics.frozen_classifier import SHIPPED, read_frozen
 from src.metrics.intervals import wilson_interval
@@ -28,9 +29,11 @@ from src.metrics.kernel_distance import block_sums, squared_mmd
 from src.metrics.manifold import prdc
 from src.metrics.memorization import mann_whitney, neighbour_ratio
 from src.metrics.metric import Inputs, Metric
+from src.metrics.mixture_modes import kl_floor, kl_to_weights, quality_ceiling
 from src.metrics.modes import histogram_kl
 from src.metrics.neighbours import count_near_pairs, nearest_distances, neighbour_radii
 from src.metrics.reconstruction import PSNR, SSIM
+from src.metrics.stacked_classifier import StackExtractor
 from src.metrics.store import Store
 from src.metrics.support import support_from_collisions
 
@@ -305,6 +308,52 @@ def histogram_without_two_classes() -> Oracles:
     yield Oracle("KL of 8 of 10 equal classes", math.log(10 / 8), got, 1e-9)
 
 
+# --- known modes -----------------------------------------------------------------------------------------------------
+
+
+def quality_of_true_draws() -> Oracles:
+    """P(|z| < 3) of z ~ N(0, I) in two dimensions is 1 - exp(-9/2): by formula, and by a million draws."""
+    expected, count = 1 - math.exp(-9 / 2), 1_000_000
+    yield Oracle("ceiling of high quality, D = 2", expected, quality_ceiling(2), 1e-12)
+    is_good = torch.linalg.vector_norm(_normal(count, 2, seed=21), dim=1) < 3
+    tolerance = _ERRORS * math.sqrt(expected * (1 - expected) / count)
+    yield Oracle("ceiling of high quality, by simulation", expected, float(is_good.double().mean()), tolerance)
+
+
+def reverse_kl_without_two_modes() -> Oracles:
+    """KL of 8 of 10 equally likely modes, each drawn as often, from the weights: ln(10/8). Of one alone it is ln 10."""
+    weights = torch.full((10,), 0.1, dtype=torch.float64)
+    for num_drawn in (8, 1):
+        counts = torch.tensor([100] * num_drawn + [0] * (10 - num_drawn))
+        expected, got = math.log(10 / num_drawn), float(kl_to_weights(counts, weights))
+        yield Oracle(f"reverse KL of {num_drawn} of 10 equal modes", expected, got, 1e-12)
+
+
+def reverse_kl_of_true_draws() -> Oracles:
+    """(K - 1) / 2N on average, to first order; the next term, K^2 / 12 N^2 for equal weights, is allowed for."""
+    num_modes, count, num_repeats = 25, 2500, 400
+    weights = torch.full((num_modes,), 1 / num_modes, dtype=torch.float64)
+    drawn = hash_bits(22, torch.arange(num_repeats), count) % num_modes
+    found = [float(kl_to_weights(row.bincount(minlength=num_modes), weights)) for row in drawn]
+    next_term = num_modes**2 / (12 * count**2)
+    yield _mean_oracle("reverse KL of true draws, K = 25, N = 2500", kl_floor(num_modes, count), found, next_term)
+
+
+def reading_of_stacks() -> Oracles:
+    """By hand: channels with P(class 1) = 3/4 and 1/4 make the classes 00, 01, 10, 11 with 3/16, 1/16, 9/16, 3/16.
+
+    The classifier's logits are 0 and the pixel times ln 3, so a pixel of 1 is read as class 1 with 3/4.
+    """
+    extractor = StackExtractor(_PixelReader(), Stack(num_images=2, num_classes=2))
+    images = torch.tensor([[1, -1, 7], [-1, -1, 7]])[:, :, None, None]  # the last channel is of no image
+    features, logits = extractor(images)
+    found = Features(features, logits, None, extractor.stack)
+    for k, sixteenths in enumerate((3, 1, 9, 3)):
+        yield Oracle(f"P(class {k:02b}) of a stack", sixteenths / 16, float(found.logits.exp()[0, k]), 1e-6)
+    yield Oracle("classes read in two stacks", "10, 00", ", ".join(f"{k:02b}" for k in found.classes.tolist()))
+    yield Oracle("features of a stack, side by side", "1, -1", ", ".join(f"{value:.0f}" for value in features[0].tolist()))
+
+
 # --- reconstruction and intervals ------------------------------------------------------------------------------------
 
 
@@ -341,6 +390,10 @@ CHECKS: tuple[Callable[[], Oracles], ...] = (
     rank_test_null,
     copies_by_neighbour_ratio,
     histogram_without_two_classes,
+    quality_of_true_draws,
+    reverse_kl_without_two_modes,
+    reverse_kl_of_true_draws,
+    reading_of_stacks,
     reconstructions,
     interval_of_a_share,
 )
@@ -378,6 +431,16 @@ def classifier_oracles(file: str, sha256: str, build: Callable[[dict[str, Any]],
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+class _PixelReader(Extractor):
+    """Reads images of one pixel v as class 1 with the odds of 3^v."""
+
+    name, sha256 = "pixel reader", "none"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = images.flatten(1).float()
+        return pixel, torch.cat([torch.zeros_like(pixel), math.log(3) * pixel], dim=1)
 
 
 class _OffBy(nn.Module):

@@ -20,14 +20,27 @@ from src.metrics.metric import HIGHER, Inputs, Reading, SampleMetric
 
 __all__ = ["ClassifierScore", "classifier_score"]
 
+_CHUNK = 4096  # samples whose probabilities are held at a time
+
 
 def classifier_score(logits: Tensor) -> Tensor:
     """exp of the mutual information between sample and class, `()`, from logits `(N, K)`; computed in float64."""
-    log_p = logits.double().log_softmax(1)
-    log_marginal = torch.logsumexp(log_p, dim=0) - torch.log(torch.tensor(float(len(log_p)), dtype=torch.float64))
-    marginal_entropy = torch.special.entr(log_marginal.exp()).sum()
-    mean_entropy = torch.special.entr(log_p.exp()).sum(1).mean()
-    return (marginal_entropy - mean_entropy).exp()
+    return _score(*_sums(logits), len(logits))
+
+
+def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Over samples, of p(y | x) and of its entropy: `(K,)` and `()` float64, from logits `(N, K)`."""
+    p = torch.zeros(logits.shape[1], dtype=torch.float64)
+    entropy = torch.zeros((), dtype=torch.float64)
+    for part in logits.split(_CHUNK):
+        some = part.double().softmax(1)
+        p += some.sum(0)
+        entropy += torch.special.entr(some).sum()
+    return p, entropy
+
+
+def _score(p: Tensor, entropy: Tensor, count: int) -> Tensor:
+    return (torch.special.entr(p / count).sum() - entropy / count).exp()
 
 
 class ClassifierScore(SampleMetric):
@@ -39,12 +52,19 @@ class ClassifierScore(SampleMetric):
         logits = inputs.features(images, extractor).logits
         if not logits.shape[1]:
             raise NotApplicable(f"{extractor.name} knows no classes")
-        score = classifier_score(logits)
-        if len(logits) < 2 * NUM_BLOCKS:
-            return Reading(float(score), len(logits))
-        block = block_of(len(logits))
-        found = jackknife(score, torch.stack([classifier_score(logits[block != g]) for g in range(NUM_BLOCKS)]))
-        return Reading(float(score), len(logits), found.around(float(score)))
+        count = len(logits)
+        if count < 2 * NUM_BLOCKS:
+            return Reading(float(classifier_score(logits)), count)
+        block = block_of(count)
+        sizes = block.bincount(minlength=NUM_BLOCKS)
+        p, entropy = (
+            torch.stack(sums) for sums in zip(*(_sums(logits[block == g]) for g in range(NUM_BLOCKS)), strict=True)
+        )
+        score = _score(p.sum(0), entropy.sum(), count)
+        # added up anew without each block: a difference of sums could be a little below zero
+        others = ~torch.eye(NUM_BLOCKS, dtype=torch.bool)
+        left_out = [_score(p[some].sum(0), entropy[some].sum(), int(sizes[some].sum())) for some in others]
+        return Reading(float(score), count, jackknife(score, torch.stack(left_out)).around(float(score)))
 
     def protocol(self) -> dict[str, Any]:
         return {"splits": 1}

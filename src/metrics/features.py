@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import NotApplicable
+from src.core.stack import Stack
 
 __all__ = ["Extractor", "Features", "ImageSet", "NetworkExtractor", "weights_sha256"]
 
@@ -21,22 +22,47 @@ class Features:
 
     Args:
         features: `(N, D)` float32, or uint8 if they are the pixels themselves.
-        logits: `(N, K)` float32 class logits; K is 0 if the extractor knows no classes.
+        part_logits: `(N, K)` float32 class logits; K is 0 if the extractor knows no classes. Of a stack those of each of
+            its images side by side: 30 numbers where there are 1,000 classes.
         labels: `(N,)` int64, the classes the images were drawn as, or None.
+        stack: how the logits are made of those of smaller images, if they are.
     """
 
     features: Tensor
-    logits: Tensor
+    part_logits: Tensor
     labels: Tensor | None
+    stack: Stack | None = None
 
     @property
     def count(self) -> int:
         return len(self.features)
 
     @property
+    def num_classes(self) -> int:
+        return self.part_logits.shape[1] if self.stack is None else self.stack.num_joint_classes
+
+    @property
+    def logits(self) -> Tensor:
+        """`(N, num_classes)` float32. Of a stack, whose images are read independently, the sums of their log-probabilities.
+
+        Those are computed at every call.
+        """
+        if self.stack is None:
+            return self.part_logits
+        joint, *others = self._by_image(self.stack).log_softmax(2).unbind(1)
+        for some in others:
+            joint = (joint[:, :, None] + some[:, None]).flatten(1)
+        return joint
+
+    @property
     def classes(self) -> Tensor:
         """`(N,)` int64, the likeliest class of each image."""
-        return self.logits.argmax(1)
+        if self.stack is None:
+            return self.part_logits.argmax(1)
+        return self.stack.joint_class(self._by_image(self.stack).argmax(2))
+
+    def _by_image(self, stack: Stack) -> Tensor:
+        return self.part_logits.unflatten(1, (stack.num_images, stack.num_classes))
 
 
 class Extractor(ABC):
@@ -49,10 +75,14 @@ class Extractor(ABC):
     sha256: str  # of the weights, or of what stands for them
     accuracy: float | None = None  # of a classifier, on its own test images
     is_worth_keeping = True  # False: the features are computed faster than read from a disk
+    stack: Stack | None = None  # how its logits are made of those of smaller images, if they are
 
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(B, D)` and logits `(B, K)`, see `Features`, on the CPU, where there is float64 to add them up in."""
+        """Features `(B, D)` and logits `(B, K)`, the `part_logits` of `Features`.
+
+        They are on the CPU, where there is float64 to add them up in.
+        """
 
 
 class NetworkExtractor(Extractor):
@@ -106,7 +136,7 @@ class ImageSet:
         return None if self._identity is None else self._identity()
 
     def features(self, extractor: Extractor) -> Features:
-        """The features of all images, computed at every call (see `Store.features`)."""
+        """The features of all images, computed at every call (see `Store.features`), with the logits as they are given."""
         features, logits = [], []
         labels: list[Tensor] = []
         for images, condition in self.batches():

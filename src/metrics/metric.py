@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from src.core.errors import NotApplicable
 from src.core.mixture import IsotropicMixture
 from src.core.rng import derive_seed
 from src.core.spec import DataSpec
+from src.core.stack import Stack
 from src.metrics.features import Extractor, Features, ImageSet
 from src.metrics.store import Store
 
@@ -113,6 +114,7 @@ class Inputs:
         unseen: further real images that were held out, for metrics that already judge by the held-out ones; None if there
             are none.
         mixture: what the data were drawn from, if it is such a mixture and known.
+        stack: how the data are made of smaller images, if they are.
     """
 
     model: nn.Module
@@ -128,6 +130,7 @@ class Inputs:
     store: Store
     unseen: ImageSet | None = None
     mixture: IsotropicMixture | None = None
+    stack: Stack | None = None
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
@@ -138,11 +141,6 @@ class Inputs:
         if self.spec.modality != "image":
             raise NotApplicable(f"it is of images; data={self.spec.name} gives {self.spec.modality}")
 
-    def need_mixture(self) -> IsotropicMixture:
-        if self.mixture is None:
-            raise NotApplicable(f"it is of draws from a known mixture; data={self.spec.name} is none")
-        return self.mixture
-
     def need_held_out(self) -> ImageSet:
         if HELD_OUT not in self.anchors:
             raise NotApplicable("there are no held-out images to compare with")
@@ -150,7 +148,7 @@ class Inputs:
 
     def features(self, images: ImageSet, extractor: Extractor) -> Features:
         """What an extractor says of all images, computed once."""
-        return self.store.features(images, extractor)
+        return replace(self.store.features(images, extractor), stack=extractor.stack)
 
     def reference_part(self, extractor: Extractor, count: int) -> Tensor:
         """Features `(count, D)` of a random part of the training images, always the same; all of them if they are fewer."""

@@ -7,6 +7,7 @@ References:
     Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761; Lin et al. 2018 (PacGAN), arXiv:1712.04086: both quantities.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,9 +18,14 @@ from src.core.errors import NotApplicable, UserError, require_at_least
 from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import HELD_OUT, HIGHER, NOISE, Finding, Inputs, Reading, SampleMetric, Space
 
-__all__ = ["RARE", "ClassKL", "ModesCovered", "chi_square_quantile", "histogram_kl", "poisson_cdf"]
+__all__ = [
+    "RARE", "ClassKL", "ModesCovered", "chi_square_quantile", "covered_finding", "histogram_kl", "missing_parts",
+    "poisson_cdf",
+]  # fmt: skip
 
 RARE = 1e-4  # the chance of a false alarm
+_MISSING = "missing_"  # what the name of a part begins with
+_NUM_NAMED = 10  # of the modes that are missing, in a sentence
 
 
 def histogram_kl(counts: Tensor, reference_counts: Tensor) -> Tensor:
@@ -35,13 +41,39 @@ def poisson_cdf(counts: Tensor, means: Tensor) -> Tensor:
     return torch.special.gammaincc(counts.double() + 1, means.double())
 
 
+def missing_parts(is_missing: Tensor, values: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The modes that are missing `(K,)`, each with a value `(K,)` of its own, as parts of a reading."""
+    return {f"{_MISSING}{names[k]}": float(values[k]) for k in is_missing.nonzero().flatten().tolist()}
+
+
+def covered_finding(reading: Reading, mode: str) -> Finding:
+    """What a number of modes means, with the part `of` that says how many there are, and those of `missing_parts`.
+
+    It is an alarm if any is missing. A mode that was not reached in too few samples is not called missing; the part
+    `expected`, if there is one, says how many modes are to be reached in as many.
+
+    Args:
+        mode: what to call one.
+    """
+    missing = [name.removeprefix(_MISSING) for name in reading.parts if name.startswith(_MISSING)]
+    which = ""
+    if missing and reading.value:
+        more = f" and {len(missing) - _NUM_NAMED:,} more" if len(missing) > _NUM_NAMED else ""
+        which = f" (missing: {', '.join(missing[:_NUM_NAMED])}{more})"
+    elif not missing and reading.value < reading.parts["of"]:
+        expected = reading.parts.get("expected")
+        perfect = "" if expected is None else f"; a perfect sampler reaches about {expected:,.0f}"
+        which = f" (in {reading.count:,} samples, too few to call a {mode} missing{perfect})"
+    return Finding(f"{reading.value:.0f} of {reading.parts['of']:.0f} modes{which}", "modes" if missing else None)
+
+
 class _Histogram(SampleMetric):
     beside = (HELD_OUT, NOISE)
 
     def _counts(self, images: ImageSet, inputs: Inputs, extractor: Extractor) -> tuple[Tensor, Tensor]:
         """Class counts `(K,)` of the images and of the training images."""
         features, reference = (inputs.features(some, extractor) for some in (images, inputs.reference))
-        num_classes = features.logits.shape[1]
+        num_classes = features.num_classes
         if not num_classes:
             raise NotApplicable(f"{extractor.name} knows no classes")
         counts, reference_counts = (some.classes.bincount(minlength=num_classes) for some in (features, reference))
@@ -74,21 +106,14 @@ class ModesCovered(_Histogram):
         # by chance: so few draws, or fewer, of a class that has its share of the training images
         chance = poisson_cdf(counts, reference_share * counts.sum())
         is_missing = is_mode & ~is_reached & (chance < RARE / len(counts))
-        parts = {"of": float(is_mode.sum())}
-        names = inputs.spec.class_names
-        parts |= {f"missing_{names[i]}": float(share[i]) for i in is_missing.nonzero().flatten().tolist()}
+        parts = {"of": float(is_mode.sum())} | missing_parts(is_missing, share, inputs.spec.class_names)
         return Reading(float(is_reached.sum()), int(counts.sum()), parts=parts)
 
     def protocol(self) -> dict[str, Any]:
         return {"min_share": self._min_share}
 
     def finding(self, reading: Reading, null: Reading | None) -> Finding:
-        missing = [name.removeprefix("missing_") for name in reading.parts if name.startswith("missing_")]
-        which = f" (missing: {', '.join(missing)})" if missing else ""
-        if not missing and reading.value < reading.parts["of"]:
-            which = f" (in {reading.count:,} samples, too few to call a class missing)"
-        words = f"{reading.value:.0f} of {reading.parts['of']:.0f} modes{which}"
-        return Finding(words, "modes" if missing else None)
+        return covered_finding(reading, "class")
 
 
 class ClassKL(_Histogram):
@@ -124,7 +149,7 @@ class ClassKL(_Histogram):
 
 
 @cache
-def chi_square_quantile(degrees_of_freedom: int) -> float:
+def chi_square_quantile(degrees_of_freedom: float) -> float:
     """What a chi-square variable exceeds with the chance `RARE`."""
     from scipy.stats import chi2  # slow to import
 

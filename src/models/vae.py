@@ -116,6 +116,8 @@ class VAE(nn.Module):
             raise UserError(
                 "a conditional prior needs a conditional VAE (set model.conditional=true, or prior=standard_normal)"
             )
+        if not self.prior.is_conditional and not sample_pixels:
+            self.latent_dim = latent_dim  # CanDecode: its samples are `decode(z)` of z ~ N(0, I)
         condition_dim = spec.num_classes if conditional else 0
         self.encoder = encoder(in_shape=spec.shape, out_shape=(2, latent_dim), condition_dim=condition_dim)
         parameters_shape = (spec.shape[0] * self.likelihood.num_parameters, *spec.shape[1:])

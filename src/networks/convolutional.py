@@ -7,13 +7,15 @@ image, down to a base of 4x4 pixels (3x3 for some sides that are no power of two
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.core.shapes import append_condition
+from src.networks.conditional_norm import batch_norm_for, require_batch_norm, run_layers
 
-__all__ = ["ConvDecoder", "ConvEncoder", "normal_init"]
+__all__ = ["ConvDecoder", "ConvEncoder", "base_and_doublings", "crop", "normal_init"]
 
 _MIN_SIZE, _MAX_SIZE = 8, 128
 _BASE = 4  # largest side of the innermost feature map
@@ -41,7 +43,7 @@ class ConvEncoder(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
-        _, num_blocks = _base(in_shape)
+        _, num_blocks = base_and_doublings(in_shape)
         self._out_shape = tuple(out_shape)
         channels = [in_shape[0] + condition_dim] + [width * 2**i for i in range(num_blocks)]
         blocks: list[nn.Module] = []
@@ -51,14 +53,23 @@ class ConvEncoder(nn.Module):
             blocks += [nn.BatchNorm2d(c_out)] if norm else []
             blocks.append(nn.LeakyReLU(0.2))
         side = in_shape[-1] // 2**num_blocks
-        head = nn.Linear(channels[-1] * side**2, math.prod(out_shape))
-        self.layers = nn.Sequential(*blocks, nn.Flatten(), head)
+        self.num_features = channels[-1] * side**2
+        self.layers = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(self.num_features, math.prod(out_shape)))
         if initial_std is not None:
             normal_init(self, initial_std)
 
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer."""
+        return cast("nn.Linear", self.layers[-1])
+
+    def features(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What the last layer sees, `(B, num_features)`."""
+        return self.layers[:-1](append_condition(x, condition))
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """`(B, C, S, S)` and a condition `(B, K)` or None, to `(B, *out_shape)`."""
-        return self.layers(append_condition(x, condition)).unflatten(1, self._out_shape)
+        return self.head(self.features(x, condition)).unflatten(1, self._out_shape)
 
 
 class ConvDecoder(nn.Module):
@@ -73,6 +84,7 @@ class ConvDecoder(nn.Module):
         width: channels before the last block; doubles with every block inward.
         batch_norm: normalise every block but the last.
         initial_std: standard deviation of the initial weights; None keeps torch's defaults.
+        conditional_batch_norm: the condition sets scale and shift of batch norm instead of being appended to the input.
         condition_dim: size K of the condition, appended to the input vector; 0 for none.
     """
 
@@ -83,30 +95,31 @@ class ConvDecoder(nn.Module):
         width: int,
         batch_norm: bool,
         initial_std: float | None,
+        conditional_batch_norm: bool = False,
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
-        base, num_blocks = _base(out_shape)
+        base, num_blocks = base_and_doublings(out_shape)
+        norm_dim = require_batch_norm(conditional_batch_norm, batch_norm, condition_dim)
+        self._appends_condition = norm_dim == 0
         channels = [width * 2**i for i in reversed(range(num_blocks))] + [out_shape[0]]
         layers: list[nn.Module] = [
-            nn.Linear(math.prod(in_shape) + condition_dim, channels[0] * base**2, bias=not batch_norm),
+            nn.Linear(math.prod(in_shape) + condition_dim - norm_dim, channels[0] * base**2, bias=not batch_norm),
             nn.Unflatten(1, (channels[0], base, base)),
         ]
         for i, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
             bias = not batch_norm or i == num_blocks - 1  # batch norm subtracts any bias again
-            layers += [nn.BatchNorm2d(c_in)] if batch_norm else []
+            layers += [batch_norm_for(c_in, 2, norm_dim)] if batch_norm else []
             layers += [nn.ReLU(), nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1, bias=bias)]
         self.layers = nn.Sequential(*layers)
         self._side = out_shape[-1]
-        self._margin = (base * 2**num_blocks - self._side) // 2
         if initial_std is not None:
             normal_init(self, initial_std)
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """`(B, D)` and a condition `(B, K)` or None, to `(B, C, S, S)`."""
-        x = self.layers(append_condition(z.flatten(1), condition))
-        inside = slice(self._margin, self._margin + self._side)
-        return x[:, :, inside, inside]
+        z = append_condition(z.flatten(1), condition if self._appends_condition else None)
+        return crop(run_layers(self.layers, z, condition), self._side)
 
 
 def normal_init(network: nn.Module, std: float) -> None:
@@ -117,7 +130,7 @@ def normal_init(network: nn.Module, std: float) -> None:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, std)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
             nn.init.normal_(module.weight, 1.0, std)
         else:
             continue
@@ -125,7 +138,7 @@ def normal_init(network: nn.Module, std: float) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _base(shape: Sequence[int]) -> tuple[int, int]:
+def base_and_doublings(shape: Sequence[int]) -> tuple[int, int]:
     """Side of the innermost feature map (3 or 4) and the number of doublings from there to the image."""
     if len(shape) != 3 or shape[1] != shape[2] or not _MIN_SIZE <= shape[1] <= _MAX_SIZE:
         given = "x".join(str(n) for n in shape)
@@ -135,3 +148,10 @@ def _base(shape: Sequence[int]) -> tuple[int, int]:
         )
     num_blocks = math.ceil(math.log2(shape[1] / _BASE))
     return math.ceil(shape[1] / 2**num_blocks), num_blocks
+
+
+def crop(x: Tensor, side: int) -> Tensor:
+    """The middle `(B, C, side, side)` of images that are as large or larger."""
+    margin = (x.shape[-1] - side) // 2
+    inside = slice(margin, margin + side)
+    return x[:, :, inside, inside]

@@ -14,6 +14,7 @@ from src.core.errors import require_at_least
 from src.core.rng import SampleNoise
 from src.training.meter import Meter
 from src.training.module import TrainingModule
+from src.training.schedules import Schedule
 
 __all__ = ["AdversarialTraining"]
 
@@ -28,6 +29,8 @@ class AdversarialTraining(TrainingModule):
         generator_optimizer: called with the generator's parameters.
         discriminator_optimizer: called with the discriminator's parameters.
         n_critic: discriminator steps for each generator step.
+        penalty_interval: the penalty is taken on every so manieth discriminator step, with as many times its weight.
+        schedule: what changes in the course of the training.
         seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm, accumulate_batches: see `TrainingModule`;
             the averaged weights are the generator's.
     """
@@ -38,6 +41,8 @@ class AdversarialTraining(TrainingModule):
         generator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         n_critic: int,
+        penalty_interval: int,
+        schedule: Schedule,
         seed: int,
         log_every_n_steps: int,
         ema_half_life_examples: float | None,
@@ -50,21 +55,38 @@ class AdversarialTraining(TrainingModule):
         )
         require_at_least("training.n_critic", n_critic, 1)
         self._make_optimizers = (generator_optimizer, discriminator_optimizer)
+        require_at_least("training.penalty_interval", penalty_interval, 1)
         self._n_critic = n_critic
+        self._penalty_interval = penalty_interval
+        self._schedule = schedule
         self._round: list[Batch] = []  # the batches of this round so far
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.model.refuse_training(str(self.trainer.precision), self._penalty_interval)
+
     def configure_optimizers(self) -> list[Optimizer]:
-        return [self._built(make, player) for make, player in zip(self._make_optimizers, self.model.players(), strict=True)]
+        optimizers = [
+            self._built(make, player) for make, player in zip(self._make_optimizers, self.model.players(), strict=True)
+        ]
+        for optimizer in optimizers:
+            self._schedule.remember(optimizer)
+        return optimizers
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
         self._round = [batch] if self.place_in_round == 0 else [*self._round, batch]
+        for optimizer in (generator_optimizer, discriminator_optimizer):
+            self._schedule.apply(optimizer.optimizer, self.examples_seen)
         # each player's loss is computed inside its own block: the other one is frozen there when the graph is built
         with self.toggled_optimizer(discriminator_optimizer):
-            terms = self.model.discriminator_loss(batch, generator=self._noise)
+            terms = self.model.discriminator_loss(batch, penalty_scale=self._penalty_scale(), generator=self._noise)
             loss, numbers = self._reduce(terms, "discriminator_")
             self._descend(discriminator_optimizer, loss, self.place_in_round)
-        if len(self._round) == self.accumulate_batches and (self.num_rounds + 1) % self._n_critic == 0:
+        is_whole = len(self._round) == self.accumulate_batches
+        stepped = [discriminator_optimizer]
+        if is_whole and (self.num_rounds + 1) % self._n_critic == 0:
+            stepped.append(generator_optimizer)
             meter = Meter()
             with self.toggled_optimizer(generator_optimizer):
                 for place, one in enumerate(self._round):
@@ -74,7 +96,27 @@ class AdversarialTraining(TrainingModule):
                     meter.add(generator_numbers)
             numbers |= meter.take()
         self._count_batch(batch, numbers)
+        if is_whole and self.step % self._log_every_n_steps < self.accumulate_batches:
+            self.log_quantities(self._gradient_norms([optimizer.optimizer for optimizer in stepped]))
+
+    def _gradient_norms(self, stepped: list[Optimizer]) -> dict[str, float]:
+        """Of the gradients that optimizers have just stepped with, as they saw them."""
+        norms = {}
+        for name, optimizer in zip(("generator", "discriminator"), self.trainer.optimizers, strict=True):
+            if any(optimizer is one for one in stepped):
+                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
+                norms[f"stability/{name}_gradient_norm"] = float(nn.utils.get_total_norm(gradients))
+        return norms
+
+    def _penalty_scale(self) -> float:
+        """Of this round's penalty: none between two, and with each one the weight of those that were left out."""
+        if self.num_rounds % self._penalty_interval:
+            return 0.0
+        return self._penalty_interval * self._schedule.penalty_factor(self.examples_seen)
 
     def _validate(self, batch: Batch, noise: SampleNoise) -> None:
-        self._reduce_val(self.model.discriminator_loss(batch, generator=noise), batch, "discriminator_")
+        scale = self._schedule.penalty_factor(self.examples_seen)
+        terms = self.model.discriminator_loss(batch, penalty_scale=scale, generator=noise)
+        self._reduce_val(terms, batch, "discriminator_")
         self._reduce_val(self.model.generator_loss(batch, generator=noise), batch, "generator_")

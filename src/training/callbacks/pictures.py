@@ -1,29 +1,34 @@
-"""Pictures of what the model does: samples from fixed noise, reconstructions, interpolations. Of images, or of points."""
+"""Pictures of what the model does: samples from fixed noise, reconstructions, interpolations, classes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from torchvision.utils import make_grid, save_image
 
+from src.core.drawing import Sampler
 from src.core.errors import require_at_least
-from src.core.protocols import CanEncode, CanReconstruct, CanSample
+from src.core.latents import lerp
+from src.core.protocols import CanDecode, CanEncode, CanReconstruct, CanSample
 from src.core.rng import SampleNoise
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.training.callbacks.point_pictures import curve_picture, density_picture, is_drawn_as_points, point_picture
 from src.training.module import TrainingModule
 
-__all__ = ["Pictures", "image_grid", "is_drawn_as_points", "point_picture"]
+__all__ = ["Pictures", "image_grid"]
 
-_INTERPOLATION_ROWS, _INTERPOLATION_STEPS = 8, 10
+_ROWS, _STEPS = 8, 10  # of interpolations
+_MAX_CLASSES = 10  # columns of the classes
+_CURVE_POINTS, _CLASS_POINTS = 200, 100  # the same of points: on a curve, of a class
 _LAST_EARLY_STEP = 512
 _MIN_SIDE = 32  # smaller images are enlarged in a grid, pixel by pixel
 _NUM_POINTS = 2500  # drawn in a picture of points
-_POINT_SIDE, _MARGIN = 512, 0.15  # of a picture of points, in pixels; around the data, as a share of their range
-_DATA_COLOUR, _POINT_COLOUR = (0.6, 0.66, 0.76), (0.75, 0.08, 0.12)
+_NUM_DENSITY = 10_000  # points that a density is made of
+_BATCH_SIZE = 1000
 
 
 def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
@@ -33,43 +38,13 @@ def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
     return make_grid(images, nrow=per_row, padding=1, pad_value=128)
 
 
-def is_drawn_as_points(spec: DataSpec) -> bool:
-    return spec.modality == "vector" and spec.num_dims == 2
-
-
-def point_picture(x: Tensor, data: Tensor) -> Tensor:
-    """Points `(N, 2)` in red over real ones `(M, 2)` in grey, the denser the darker, as a uint8 picture `(3, side, side)`.
-
-    The axes have one scale and reach a little beyond the real points. Points outside lie on the rim.
-    """
-    low, high = data.amin(0), data.amax(0)
-    half = (0.5 + _MARGIN) * float((high - low).max()) or 1.0
-    corner = (low + high) / 2 - half
-    picture = torch.ones(3, _POINT_SIDE, _POINT_SIDE)
-    # a real point is drawn larger, so that it shows around the samples that lie on it
-    for points, colour, width, least in ((data, _DATA_COLOUR, 5, 0.4), (x, _POINT_COLOUR, 3, 0.6)):
-        ink = _ink(points.detach().float().cpu(), corner.float().cpu(), 2 * half, width, least)
-        picture = picture * (1 - ink) + torch.tensor(colour)[:, None, None] * ink
-    return picture.mul(255).round().byte()
-
-
-def _ink(points: Tensor, corner: Tensor, length: float, width: int, least: float) -> Tensor:
-    """How dark each pixel is, `(side, side)` in 0 .. 1: 0 without a point, from `least` on with one, 1 with the most."""
-    place = (points[points.isfinite().all(1)] - corner) / length * _POINT_SIDE
-    column, row = place.clamp(0, _POINT_SIDE - 1).long().unbind(1)
-    counts = torch.bincount((_POINT_SIDE - 1 - row) * _POINT_SIDE + column, minlength=_POINT_SIDE**2)
-    counts = counts.float().reshape(1, 1, _POINT_SIDE, _POINT_SIDE)
-    spread = F.max_pool2d(counts, width, stride=1, padding=width // 2)[0, 0].log1p()
-    most = spread.max()
-    return torch.where(spread > 0, least + (1 - least) * spread / most, 0.0) if most > 0 else spread
-
-
 class Pictures(L.Callback):
     """Writes PNG grids and the same pictures to TensorBoard, with averaged weights where there are any.
 
     Samples come from the same noise every time, so one place in the grid shows one sample growing. They are also drawn
-    at steps 1, 2, 4, 8, ... 512, when most happens. Data of two dimensions are drawn as points in the plane; of other
-    vectors there are no pictures.
+    at steps 1, 2, 4, 8, ... 512, when most happens. Of models whose z is N(0, I) there are interpolations between latents,
+    of those that encode between the codes of held-out examples, and conditional models show one latent for all classes.
+    Data of two dimensions are drawn as points in the plane, and as their density; of other vectors there are no pictures.
 
     Args:
         directory: where the PNG files go.
@@ -92,23 +67,16 @@ class Pictures(L.Callback):
         is_early = step <= _LAST_EARLY_STEP and step & (step - 1) == 0
         if is_early and self._wants(trainer) and isinstance(pl_module.model, CanSample):
             with pl_module.averaged_weights():
-                self._show(pl_module, "samples", f"samples_step_{step:07d}", self._samples(trainer, pl_module))
+                samples = self._grid(trainer, self._samples(trainer, pl_module))
+                self._show(pl_module, "samples", f"step_{step:07d}", samples)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        epoch = trainer.current_epoch + 1
         self._num_validations += 1
         if (self._num_validations - 1) % self._every_n_validations or not self._wants(trainer):
             return
-        model = pl_module.model
         with pl_module.averaged_weights():
-            if isinstance(model, CanSample):
-                self._show(pl_module, "samples", f"samples_epoch_{epoch:04d}", self._samples(trainer, pl_module))
-            if isinstance(model, CanReconstruct):
-                rebuilt = self._reconstructions(trainer, pl_module)
-                self._show(pl_module, "reconstructions", f"reconstructions_epoch_{epoch:04d}", rebuilt)
-            if isinstance(model, CanEncode):
-                rows = self._interpolations(trainer, pl_module)
-                self._show(pl_module, "interpolations", f"interpolations_epoch_{epoch:04d}", rows, _INTERPOLATION_STEPS)
+            for tag, picture in self._pictures(trainer, pl_module):
+                self._show(pl_module, tag, f"epoch_{trainer.current_epoch + 1:04d}", picture)
 
     def state_dict(self) -> dict[str, int]:
         return {"num_validations": self._num_validations}
@@ -119,6 +87,33 @@ class Pictures(L.Callback):
     def _wants(self, trainer: L.Trainer) -> bool:
         spec = trainer.datamodule.spec
         return trainer.is_global_zero and (spec.modality == "image" or is_drawn_as_points(spec))
+
+    def _pictures(self, trainer: L.Trainer, pl_module: TrainingModule) -> Iterator[tuple[str, Tensor]]:
+        """All that the model can show, by tag."""
+        model, spec = pl_module.model, trainer.datamodule.spec
+        if isinstance(model, CanSample):
+            yield "samples", self._grid(trainer, self._samples(trainer, pl_module))
+            yield from self._of_noise(trainer, Sampler(model, spec.num_classes, self._seed, _BATCH_SIZE), model)
+        if isinstance(model, CanReconstruct):
+            yield "reconstructions", self._grid(trainer, self._reconstructions(trainer, pl_module))
+        if isinstance(model, CanEncode):
+            yield "interpolations", self._grid(trainer, self._interpolations(trainer, pl_module), _STEPS)
+
+    def _of_noise(self, trainer: L.Trainer, sampler: Sampler, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """What the noise of the samples gives besides them."""
+        spec = trainer.datamodule.spec
+        is_points = is_drawn_as_points(spec)
+        if isinstance(model, CanDecode):
+            rows = sampler.interpolations(_ROWS, _CURVE_POINTS if is_points else _STEPS)
+            yield "latent_interpolations", self._rows(trainer, rows)
+        if model.is_conditional:
+            rows = sampler.classes(_CLASS_POINTS if is_points else _ROWS, min(spec.num_classes, _MAX_CLASSES))
+            yield "classes", self._rows(trainer, rows.transpose(0, 1) if is_points else rows)
+        if is_points:
+            mixture = trainer.datamodule.arrays.mixture
+            exact = None if mixture is None else mixture.log_prob
+            drawn = sampler.samples(_NUM_DENSITY)
+            yield "density", density_picture(drawn, trainer.datamodule.held_out_points(), exact)
 
     @torch.no_grad()
     def _samples(self, trainer: L.Trainer, pl_module: TrainingModule) -> Tensor:
@@ -145,21 +140,27 @@ class Pictures(L.Callback):
     def _interpolations(self, trainer: L.Trainer, pl_module: TrainingModule) -> Tensor:
         """Rows of examples on a straight line between the codes of two held-out ones (their first one's class)."""
         model = pl_module.model
-        x, condition = self._held_out(trainer, pl_module, 2 * _INTERPOLATION_ROWS)
+        x, condition = self._held_out(trainer, pl_module, 2 * _ROWS)
         start, end = x[0::2], x.roll(-1, 0)[0::2]  # an odd one out goes to the first
         c, c_end = (None, None) if condition is None else (condition[0::2], condition.roll(-1)[0::2])
         z_start, z_end = model.encode(start, c), model.encode(end, c_end)
-        share = torch.linspace(0, 1, _INTERPOLATION_STEPS, device=x.device)[None, :, None]
-        z = z_start[:, None] * (1 - share) + z_end[:, None] * share
-        repeated = None if c is None else c.repeat_interleave(_INTERPOLATION_STEPS)
+        z = torch.stack([lerp(z_start, z_end, k / (_STEPS - 1)) for k in range(_STEPS)], dim=1)
+        repeated = None if c is None else c.repeat_interleave(_STEPS)
         return model.decode(z.flatten(0, 1), repeated)
 
-    @torch.no_grad()
-    def _show(self, pl_module: TrainingModule, tag: str, name: str, x: Tensor, per_row: int = 8) -> None:
-        data: ArrayData = pl_module.trainer.datamodule
+    def _grid(self, trainer: L.Trainer, x: Tensor, per_row: int = 8) -> Tensor:
+        data: ArrayData = trainer.datamodule
         is_points = is_drawn_as_points(data.spec)
-        grid = point_picture(x, data.held_out_points()) if is_points else image_grid(data.spec, x, per_row)
-        save_image(grid / 255, self._directory / f"{name}.png")
+        return point_picture(x, data.held_out_points()) if is_points else image_grid(data.spec, x, per_row)
+
+    def _rows(self, trainer: L.Trainer, x: Tensor) -> Tensor:
+        """Examples `(num_rows, num_columns, *event)`, of points each row in a colour of its own."""
+        data: ArrayData = trainer.datamodule
+        is_points = is_drawn_as_points(data.spec)
+        return curve_picture(x, data.held_out_points()) if is_points else image_grid(data.spec, x.flatten(0, 1), x.shape[1])
+
+    def _show(self, pl_module: TrainingModule, tag: str, when: str, picture: Tensor) -> None:
+        save_image(picture / 255, self._directory / f"{tag}_{when}.png")
         for logger in pl_module.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(tag, grid, pl_module.step)
+                logger.experiment.add_image(tag, picture, pl_module.step)

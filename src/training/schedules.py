@@ -1,0 +1,98 @@
+"""What changes in the course of a training: learning rates, Adam's second moment, the weight of a penalty.
+
+Each is a function of the examples seen, so it depends neither on the batch size nor on the number of devices.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch.optim import Optimizer
+
+from src.core.errors import UserError, require_at_least
+
+__all__ = ["Constant", "Cosine", "Linear", "Schedule"]
+
+
+class Schedule(ABC):
+    """A way from the settings as they are given to others."""
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """Factors of the learning rate (`lr`) and the penalty (`penalty`), and a value of Adam's `beta2`, at its end."""
+        return {}
+
+    @abstractmethod
+    def progress(self, examples_seen: float) -> float:
+        """How far on the way, from 0 to 1."""
+
+    def penalty_factor(self, examples_seen: float) -> float:
+        """What the weight of the penalty is multiplied by."""
+        return 1 + (self.ends.get("penalty", 1.0) - 1) * self.progress(examples_seen)
+
+    def remember(self, optimizer: Optimizer) -> None:
+        """Note an optimizer's settings as they are given. Raises `UserError` if it lacks one that changes."""
+        for group in optimizer.param_groups:
+            group["given_lr"] = group["lr"]
+            if "beta2" in self.ends:
+                if "betas" not in group:
+                    raise UserError(
+                        f"training.schedule.beta2 is of Adam and its kin; {type(optimizer).__name__} has no betas"
+                    )
+                group["given_beta2"] = group["betas"][1]
+
+    def apply(self, optimizer: Optimizer, examples_seen: float) -> None:
+        """Set what the optimizer takes its next step with."""
+        if not self.ends:
+            return
+        share = self.progress(examples_seen)
+        for group in optimizer.param_groups:
+            group["lr"] = group["given_lr"] * (1 + (self.ends.get("lr", 1.0) - 1) * share)
+            if "beta2" in self.ends:
+                beta2 = group["given_beta2"] + (self.ends["beta2"] - group["given_beta2"]) * share
+                group["betas"] = (group["betas"][0], beta2)
+
+
+class Constant(Schedule):
+    """Nothing changes."""
+
+    def progress(self, examples_seen: float) -> float:
+        return 0.0
+
+
+class _Change(Schedule):
+    """To other settings, within the first `examples`; then they stay.
+
+    Args:
+        examples: seen until the end of the change.
+        lr_factor: of all learning rates, at its end.
+        penalty_factor: of the weight of the penalty, at its end.
+        beta2: of all optimizers, at its end; None leaves it.
+    """
+
+    def __init__(self, examples: float, lr_factor: float, penalty_factor: float, beta2: float | None) -> None:
+        require_at_least("training.schedule.examples", examples, 1)
+        require_at_least("training.schedule.lr_factor", lr_factor, 0)
+        require_at_least("training.schedule.penalty_factor", penalty_factor, 0)
+        if beta2 is not None and not 0 <= beta2 < 1:
+            raise UserError(f"training.schedule.beta2={beta2} must be at least 0 and below 1")
+        self._examples = examples
+        self._ends = {"lr": lr_factor, "penalty": penalty_factor} | ({} if beta2 is None else {"beta2": beta2})
+
+    @property
+    def ends(self) -> dict[str, Any]:
+        return self._ends
+
+    def progress(self, examples_seen: float) -> float:
+        return min(1.0, examples_seen / self._examples)
+
+
+class Linear(_Change):
+    """In a straight line, as SNGAN's learning rate goes to zero. Arguments: as of the others."""
+
+
+class Cosine(_Change):
+    """Along half a cosine: (1 - cos(pi t)) / 2, as R3GAN's burn-in (arXiv:2501.05441, appendix D)."""
+
+    def progress(self, examples_seen: float) -> float:
+        return (1 - math.cos(math.pi * super().progress(examples_seen))) / 2

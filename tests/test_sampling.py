@@ -1,0 +1,444 @@
+"""Ways to look at what a model draws: interpolations, truncation, classes, mixed styles, densities of points."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from src.build import build_model
+from src.core.drawing import Sampler
+from src.core.errors import NotApplicable, UserError
+from src.core.latents import BetweenNoise, TruncatedNoise, lerp, slerp, truncate_normal
+from src.core.mixture import IsotropicMixture
+from src.core.protocols import CanDecode
+from src.core.rng import SampleNoise
+from src.evaluation.protocol import draw_samples
+from src.training.callbacks.point_pictures import curve_picture, density_picture, histogram_density
+from tests.commands import Trained, call, train
+from tests.configs import compose_config
+from tests.examples import image_spec
+
+SHARES = [0.0, 0.1, 0.5, 0.75, 1.0]
+
+# --- ways between two latents ----------------------------------------------------------------------------------------
+
+
+def _latents(count: int = 5, dim: int = 7) -> tuple[Tensor, Tensor]:
+    a, b = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return a, b
+
+
+@pytest.mark.parametrize("way", [lerp, slerp])
+def test_ends_are_exact(way):
+    a, b = (z.float() for z in _latents())
+    assert torch.equal(way(a, b, 0.0), a)
+    assert torch.equal(way(a, b, 1.0), b)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_slerp_stays_on_the_sphere_and_turns_at_an_even_pace(share):
+    a, b = (z / z.norm(dim=1, keepdim=True) for z in _latents())
+    z = slerp(a, b, share)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(5, dtype=torch.float64))
+    angle = (a * b).sum(1).acos()
+    torch.testing.assert_close((a * z).sum(1), (share * angle).cos())
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_slerp_of_the_axes_is_the_unit_circle(share):
+    x, y = torch.eye(2, dtype=torch.float64)[:, None]
+    expected = [math.cos(share * math.pi / 2), math.sin(share * math.pi / 2)]
+    torch.testing.assert_close(slerp(x, y, share), torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.0])
+def test_slerp_is_straight_where_there_is_no_arc(share, factor):
+    a, _ = _latents()
+    torch.testing.assert_close(slerp(a, factor * a, share), lerp(a, factor * a, share))
+
+
+def test_middle_of_an_arc_is_as_long_as_a_latent_is_and_that_of_a_line_is_not():
+    a, b = torch.randn(2, 50, 1000, generator=torch.Generator().manual_seed(0))
+    assert float(slerp(a, b, 0.5).norm(dim=1).mean()) == pytest.approx(math.sqrt(1000), rel=0.01)
+    assert float(lerp(a, b, 0.5).norm(dim=1).mean()) == pytest.approx(math.sqrt(500), rel=0.01)
+
+
+def test_noise_between_two_is_normal_again_and_there_is_none_between_uniform_values():
+    between = BetweenNoise(SampleNoise(0), SampleNoise(1), 0.3)
+    z = between.normal((400, 100), torch.zeros(()))
+    assert float(z.mean()) == pytest.approx(0, abs=0.02)
+    assert float(z.std()) == pytest.approx(1, abs=0.02)
+    with pytest.raises(NotApplicable, match="uniform"):
+        between.uniform((2, 2), torch.zeros(()))
+
+
+# --- the truncated normal distribution -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.5, 1.0, 2.0, 5.0])
+def test_truncated_normal_is_that_of_its_closed_form(bound):
+    z = truncate_normal(SampleNoise(0).normal((1000, 100), torch.zeros((), dtype=torch.float64)), bound).flatten()
+    exact = stats.truncnorm(-bound, bound)
+    assert float(z.abs().max()) <= bound
+    assert float(z.mean()) == pytest.approx(0, abs=0.02 * bound)
+    assert float(z.var()) == pytest.approx(exact.var(), rel=0.02)
+    assert stats.kstest(z[:20_000].numpy(), exact.cdf).pvalue > 1e-3
+
+
+def test_truncation_keeps_the_order_and_wide_bounds_change_nothing():
+    z = torch.linspace(-8, 8, 101, dtype=torch.float64)
+    assert bool((truncate_normal(z, 1.0).diff() >= 0).all())
+    torch.testing.assert_close(truncate_normal(z[20:-20], 40.0), z[20:-20], rtol=1e-4, atol=1e-6)
+    assert torch.equal(truncate_normal(z, 0.0).abs(), torch.zeros_like(z))
+    assert truncate_normal(torch.tensor([-50.0, 50.0]), 40.0).isfinite().all()
+
+
+def test_truncated_noise_of_a_sample_depends_on_its_index_alone():
+    like = torch.zeros(())
+    whole = TruncatedNoise(SampleNoise(3), 0.7).normal((9, 4), like)
+    part = TruncatedNoise(SampleNoise(3, start=5), 0.7).normal((4, 4), like)
+    assert torch.equal(whole[5:], part)
+
+
+# --- drawing from a model --------------------------------------------------------------------------------------------
+
+NUM_CLASSES = 3
+MODELS = ["gan", "dcgan", "cgan", "vae", "cvae", "stylegan2"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> nn.Module:
+    return _model(request.param)
+
+
+def _model(name: str, *overrides: str) -> nn.Module:
+    """A model of tiny images with random weights; one with styles has a mean style and noise in its layers."""
+    torch.manual_seed(0)
+    built = build_model(compose_config(f"model={name}", *overrides).model, image_spec((1, 8, 8), "discrete"), name).eval()
+    if getattr(built, "has_styles", False):
+        built.generator.mean_style.normal_()
+        for layer in built.generator.convolutions:
+            nn.init.ones_(layer.noise_strength)
+    return built
+
+
+def _sampler(model: nn.Module, batch_size: int = 100, **settings: float) -> Sampler:
+    return Sampler(model, NUM_CLASSES, seed=3, batch_size=batch_size, **settings)
+
+
+def _close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_samples_are_those_of_an_evaluation(model):
+    condition = torch.arange(7) % NUM_CLASSES if model.is_conditional else None
+    with torch.no_grad():
+        expected = torch.cat(list(draw_samples(model, 7, 100, 3, condition)))
+    assert torch.equal(_sampler(model).samples(7), expected)
+
+
+def test_rows_end_in_the_samples_and_do_not_depend_on_the_batch_size(model):
+    sampler = _sampler(model, condition=1 if model.is_conditional else None)
+    samples, rows = sampler.samples(6), sampler.interpolations(3, 4)
+    assert rows.shape == (3, 4, 1, 8, 8)
+    _close(rows[:, 0], samples[:3])
+    _close(rows[:, -1], samples[3:])
+    assert not torch.allclose(rows[:, 0], rows[:, 1])
+    in_parts = _sampler(model, batch_size=2, condition=1 if model.is_conditional else None)
+    _close(in_parts.interpolations(3, 4), rows)
+
+
+def test_truncated_samples_do_not_depend_on_the_batch_size_and_become_one(model):
+    if not isinstance(model, CanDecode):
+        with pytest.raises(NotApplicable, match="no z of N"):
+            _sampler(model, truncation=0.5)
+        return
+    truncated = _sampler(model, truncation=0.5, condition=0).samples(6)
+    assert truncated.std(0).mean() < _sampler(model, condition=0).samples(6).std(0).mean()
+    _close(_sampler(model, batch_size=4, truncation=0.5, condition=0).samples(6), truncated)
+    rows = _sampler(model, truncation=0.5, condition=0).interpolations(3, 2)
+    _close(rows.transpose(0, 1).flatten(0, 1), truncated)
+
+
+@pytest.mark.parametrize("name", ["gan", "vae"])
+def test_at_zero_truncation_all_samples_are_that_of_the_middle(name):
+    model = _model(name)
+    with torch.no_grad():
+        middle = model.decode(torch.zeros(1, model.latent_dim))
+    _close(_sampler(model, truncation=0.0).samples(3), middle.expand(3, -1, -1, -1))
+
+
+@pytest.mark.parametrize("name", ["cgan", "cvae"])
+def test_classes_are_the_same_noise_for_every_class(name):
+    model = _model(name)
+    grid = _sampler(model).classes(4, NUM_CLASSES)
+    for k in range(NUM_CLASSES):
+        _close(grid[:, k], _sampler(model, condition=k).samples(4))
+
+
+def test_model_that_is_not_conditional_has_no_classes():
+    sampler = _sampler(_model("gan"))
+    assert sampler.classes_of(4) is None
+    with pytest.raises(NotApplicable, match="not conditional"):
+        sampler.classes(2, NUM_CLASSES)
+
+
+# --- a latent that is N(0, I) ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "can"),
+    [
+        ("vae", (), True),
+        ("vae", ("model.sample_pixels=true",), False),
+        ("cvae", (), False),
+        ("cvae", ("prior=standard_normal",), True),
+        ("gan", (), True),
+        ("autoencoder", (), False),
+    ],
+)
+def test_a_model_claims_to_decode_its_noise_if_that_is_how_it_samples(name, overrides, can):
+    model = _model(name, *overrides)
+    assert isinstance(model, CanDecode) == can
+    if can:
+        condition = torch.arange(4) % NUM_CLASSES
+        z = SampleNoise(0).normal((4, model.latent_dim), torch.zeros(()))
+        assert torch.equal(model.sample(4, condition, generator=SampleNoise(0)), model.decode(z, condition))
+
+
+# --- styles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["none", "concatenation"])
+def styled(request) -> nn.Module:
+    return _model("stylegan2", f"conditioning={request.param}")
+
+
+def _num_layers(styled: nn.Module) -> int:
+    return styled.generator.num_layers
+
+
+def test_without_crossover_mixed_styles_are_the_fine_sources_and_with_all_layers_the_coarse_ones(styled):
+    n, sampler = 3, _sampler(styled)
+    none, every = sampler.mixed_styles(n, 0), sampler.mixed_styles(n, _num_layers(styled))
+    for i in range(n):
+        for j in range(n):
+            _close(none.mixed[i, j], none.fine[i])
+            _close(every.mixed[i, j], every.coarse[j])
+    _close(none.fine, every.fine)
+
+
+def test_mixed_styles_are_between_their_sources_and_by_default_half_of_each(styled):
+    sampler = _sampler(styled)
+    half = sampler.mixed_styles(2, None)
+    _close(half.mixed, sampler.mixed_styles(2, _num_layers(styled) // 2).mixed)
+    assert not torch.allclose(half.mixed[0, 0], half.fine[0])
+    assert not torch.allclose(half.mixed[0, 0], half.coarse[0])
+    _close(_sampler(styled, batch_size=2).mixed_styles(2, None).mixed, half.mixed)
+
+
+def test_truncated_styles_are_as_they_were_at_one_and_the_mean_at_zero(styled):
+    _close(_sampler(styled, truncation=1.0).samples(4), _sampler(styled).samples(4))
+    z = torch.randn(4, styled.latent_dim)
+    styles = styled.styles(z, torch.arange(4) % NUM_CLASSES, truncation=0.0)
+    _close(styles, styled.generator.mean_style.expand_as(styles))
+
+
+def test_crossover_behind_the_last_layer_and_styles_of_others_are_refused(styled):
+    with pytest.raises(UserError, match=r"crossover=99 must be at most \d+, the number of styles"):
+        _sampler(styled).mixed_styles(2, 99)
+    with pytest.raises(NotApplicable, match="its generator has no styles"):
+        _sampler(_model("dcgan")).mixed_styles(2, None)
+
+
+# --- densities and curves of points ----------------------------------------------------------------------------------
+
+
+def _ring() -> IsotropicMixture:
+    angle = math.pi / 4 * torch.arange(8, dtype=torch.float64)
+    return IsotropicMixture(torch.stack([angle.cos(), angle.sin()], 1), 0.01, torch.full((8,), 1 / 8, dtype=torch.float64))
+
+
+def test_histogram_integrates_to_the_share_of_points_in_its_frame():
+    corner, length, cells = torch.tensor([-2.0, -1.0]), 3.0, 64
+    inside = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * length + corner
+    outside = torch.tensor([[5.0, 0.0], [0.0, -1.1], [float("nan"), 0.0]])
+    cell = (length / cells) ** 2
+    assert float(histogram_density(inside, corner, length, cells).sum() * cell) == pytest.approx(1, rel=1e-5)
+    both = histogram_density(torch.cat([inside, outside]), corner, length, cells)
+    assert float(both.sum() * cell) == pytest.approx(1000 / 1003, rel=1e-5)
+
+
+def test_histogram_of_many_points_is_the_density_they_are_drawn_from():
+    mixture = IsotropicMixture(torch.zeros(1, 2, dtype=torch.float64), 1.0, torch.ones(1, dtype=torch.float64))
+    x, _ = mixture.sample(200_000, SampleNoise(0))
+    found = histogram_density(x, torch.tensor([-4.0, -4.0]), 8.0, 16)
+    middle = float(mixture.log_prob(torch.tensor([[0.25, 0.25]])).exp())
+    assert float(found[7, 8]) == pytest.approx(middle, rel=0.05)
+
+
+def test_density_of_samples_of_the_data_looks_like_that_of_the_data():
+    x, _ = _ring().sample(20_000, SampleNoise(0))
+    picture = density_picture(x.float(), x.float(), _ring().log_prob)
+    left, right = picture[:, :, :512].float(), picture[:, :, -512:].float()
+    assert (picture.shape, picture.dtype) == ((3, 512, 1028), torch.uint8)
+    dark = [(side.sum(0) < 300).float() for side in (left, right)]
+    assert float((dark[0] * dark[1]).sum() / dark[1].sum()) > 0.8
+    assert float((right == 255).all(0).float().mean()) > 0.9  # most of the plane is empty
+
+
+def test_density_without_a_formula_is_beside_the_histogram_of_the_data():
+    x, _ = _ring().sample(500, SampleNoise(0))
+    picture = density_picture(x.float(), x.float(), None)
+    assert torch.equal(picture[:, :, :512], picture[:, :, -512:])
+
+
+def test_curves_have_colours_of_their_own():
+    data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    line = torch.linspace(-1, 1, 200)
+    curves = torch.stack([torch.stack([line, line.new_full((200,), y)], 1) for y in (-0.5, 0.5)])
+    picture = curve_picture(curves, data)
+    colours = {tuple(picture[:, y, 256].tolist()) for y in range(512)} - {(255, 255, 255)}
+    assert len(colours) == 2
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def styled_run(cache, tmp_path_factory) -> Trained:
+    small = ("generator.width=8", "discriminator.width=8", "trainer.max_steps=2", "metric=[]")
+    return train(tmp_path_factory.mktemp("styled") / "run", cache, "model=stylegan2", *small)
+
+
+@pytest.fixture(scope="module")
+def points_run(cache, tmp_path_factory) -> Trained:
+    small = ("data.num_train=400", "data.num_val=100", "data.num_test=100", "trainer.max_steps=4", "loader.batch_size=100")
+    folder = tmp_path_factory.mktemp("points") / "run"
+    return train(folder, cache.parent / "small", "model=gan", "data=ring", *small, "metric=[]")
+
+
+def _drawn(run: Trained, out: Path, *arguments: str) -> str:
+    said = call("sample", f"run={run.run.path}", f"out={out}", *arguments)
+    assert said.code == 0, said.text
+    return said.text
+
+
+def _tiles(file: Path, side: int = 32) -> np.ndarray:
+    """The images of a grid `(rows, columns, side, side)`, one channel."""
+    picture = np.asarray(Image.open(file)).astype(int)[..., 0]
+    rows, columns = (length // (side + 1) for length in picture.shape)
+    return picture[1:, 1:].reshape(rows, side + 1, columns, side + 1).swapaxes(1, 2)[..., :side, :side]
+
+
+def test_each_kind_of_picture_has_files_of_its_own(trained, tmp_path):
+    run, out = trained("cgan"), tmp_path / "out"
+    _drawn(run, out, "n=8")
+    said = _drawn(run, out, "n=2", "picture=interpolation", "steps=3")
+    assert "interpolation.png with 2 rows of 3 steps of the " in said
+    _drawn(run, out, "n=2", "picture=classes")
+    pictures = {*(f"{i:05d}.png" for i in range(8)), "grid.png", "interpolation.png", "classes.png"}
+    assert {file.name for file in out.iterdir()} == pictures
+    samples, rows, classes = (_tiles(out / f"{name}.png") for name in ("grid", "interpolation", "classes"))
+    assert (rows.shape[:2], classes.shape[:2]) == ((2, 3), (2, 10))
+    assert abs(rows[0, 0] - samples[0, 0]).max() <= 1
+    assert abs(rows[1, 0] - samples[0, 1]).max() <= 1
+    assert abs(classes[0, 0] - samples[0, 0]).max() <= 1
+    assert abs(classes[1, 1] - samples[0, 1]).max() <= 1
+
+
+def test_another_truncation_or_class_goes_into_another_folder(trained, tmp_path):
+    run = trained("cgan").run
+    said = call("sample", f"run={run.path}", "n=2", "condition=3", "truncation=0.5")
+    assert said.code == 0, said.text
+    assert "z of a normal distribution truncated to |z_i| <= 0.5" in said.text
+    (folder,) = run.samples.glob("drawn_*_condition3_truncation0.5")
+    assert (folder / "grid.png").is_file()
+
+
+def test_styles_are_mixed_and_truncated(styled_run, tmp_path):
+    _drawn(styled_run, tmp_path, "picture=styles", "n=3", "crossover=1")
+    assert _tiles(tmp_path / "styles.png").shape[:2] == (4, 4)
+    assert "styles at 0.5 of their distance from the mean" in _drawn(styled_run, tmp_path, "truncation=0.5", "n=2")
+
+
+def test_points_are_drawn_as_a_density_and_as_curves(points_run, tmp_path):
+    assert "5 samples and density.png of 50,000 more" in _drawn(points_run, tmp_path, "n=5")
+    assert Image.open(tmp_path / "density.png").size == (1028, 512)
+    _drawn(points_run, tmp_path, "picture=interpolation", "n=2")
+    curves, points = np.load(tmp_path / "interpolation.npy"), np.load(tmp_path / "points.npy")
+    assert curves.shape == (2, 200, 2)
+    np.testing.assert_allclose(np.concatenate([curves[:, 0], curves[:, -1]]), points[:4], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "sentence"),
+    [
+        ("vae", ["picture=foo"], "picture=foo is not known; allowed: samples, interpolation, classes, styles"),
+        ("vae", ["truncation=-0.1"], "truncation=-0.1 must be a number that is at least 0, or null for no truncation"),
+        ("vae", ["truncation=much"], "truncation=much must be a number that is at least 0"),
+        ("vae", ["truncation=true"], "truncation=True must be a number"),
+        ("vae", ["truncation=nan"], "truncation=nan must be a number"),
+        ("cvae", ["truncation=1"], "truncation=1 cannot be asked of model=cvae: it has no z of N(0, I) to truncate"),
+        ("vae", ["picture=interpolation", "steps=1"], "steps=1 must be at least 2"),
+        ("vae", ["picture=interpolation", "steps=2.5"], "steps=2.5 must be a whole number"),
+        ("vae", ["steps=5"], "steps=5 is nothing that picture=samples takes; it is for picture=interpolation"),
+        ("vae", ["picture=styles", "crossover=-1"], "crossover=-1 must be at least 0"),
+        ("vae", ["picture=classes"], "picture=classes cannot be asked of model=vae: it is not conditional"),
+        ("cvae", ["picture=classes", "condition=1"], "condition=1 is nothing that picture=classes takes"),
+        ("vae", ["picture=styles"], "picture=styles cannot be asked of model=vae: its generator has no styles"),
+        ("vae", ["condition=1"], "condition=1 cannot be asked of model=vae: it is not conditional"),
+        ("vae", ["class=1"], "class is not a key of the config; allowed: run, picture, n, condition, truncation"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_sentence(trained, tmp_path, model, arguments, sentence):
+    said = call("sample", f"run={trained(model).run.path}", f"out={tmp_path / 'out'}", *arguments)
+    assert said.code == 1
+    assert f"error: {sentence}" in said.text
+    assert "Traceback" not in said.text
+
+
+# --- in training -----------------------------------------------------------------------------------------------------
+
+
+def _tags(run: Trained) -> set[str]:
+    return set(EventAccumulator(str(run.run.tensorboard), size_guidance={"images": 1}).Reload().Tags()["images"])
+
+
+def _kinds(run: Trained) -> set[str]:
+    return {re.split("_(?:step|epoch)_", file.stem)[0] for file in run.run.samples.glob("*_*.png")}
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds"),
+    [
+        ("cgan", {"samples", "latent_interpolations", "classes"}),
+        ("vae", {"samples", "latent_interpolations", "interpolations", "reconstructions"}),
+        ("cvae", {"samples", "classes", "interpolations", "reconstructions"}),
+    ],
+)
+def test_a_training_shows_latents_and_classes(trained, model, kinds):
+    run = trained(model)
+    assert _kinds(run) == _tags(run) == kinds
+    if "classes" in kinds:
+        (first, *_) = sorted(run.run.samples.glob("classes_epoch_*.png"))
+        assert _tiles(first).shape[:2] == (8, 10)
+
+
+def test_a_training_on_points_shows_their_density(points_run):
+    assert _kinds(points_run) == _tags(points_run) == {"samples", "latent_interpolations", "density"}
+
+
+def test_pictures_come_with_every_nth_validation(cache, tmp_path):
+    settings = ("model=gan", "trainer.max_steps=30", "callback.pictures.every_n_validations=2", "metric=[]")
+    run = train(tmp_path / "run", cache, *settings).run
+    for kind in ("samples", "latent_interpolations"):
+        assert [file.stem[-4:] for file in sorted(run.samples.glob(f"{kind}_epoch_*.png"))] == ["0001", "0003"]

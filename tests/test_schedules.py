@@ -1,0 +1,123 @@
+"""What changes in the course of a training, against its formula, and that it reaches the optimizers and the penalty."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from src.build import build, build_model
+from src.core.errors import UserError
+from src.training.fit import make_trainer, make_training_module
+from src.training.schedules import Constant, Cosine, Linear
+from tests.configs import compose_config, load_option, options
+from tests.examples import image_data
+
+
+def adam(lr: float = 0.1, beta2: float = 0.9) -> torch.optim.Adam:
+    return torch.optim.Adam(nn.Linear(1, 1).parameters(), lr, (0.5, beta2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [(Linear, lambda t: t), (Cosine, lambda t: (1 - math.cos(math.pi * t)) / 2)],
+)
+@pytest.mark.parametrize("seen", [0, 100, 250, 500, 1000, 5000])
+def test_all_settings_go_the_same_way(schedule, share, seen):
+    of = schedule(1000.0, lr_factor=0.25, penalty_factor=0.1, beta2=0.99)
+    optimizer = adam()
+    of.remember(optimizer)
+    of.apply(optimizer, seen)
+    t = share(min(1, seen / 1000))
+    group = optimizer.param_groups[0]
+    assert group["lr"] == pytest.approx(0.1 * (1 + t * (0.25 - 1)))
+    assert group["betas"] == pytest.approx((0.5, 0.9 + t * 0.09))
+    assert of.penalty_factor(seen) == pytest.approx(1 + t * (0.1 - 1))
+
+
+def test_a_constant_schedule_changes_nothing():
+    optimizer = adam()
+    Constant().remember(optimizer)
+    Constant().apply(optimizer, 10**9)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert Constant().penalty_factor(10**9) == 1
+
+
+def test_a_resumed_optimizer_goes_on_from_the_settings_as_they_were_given():
+    of = Linear(1000.0, lr_factor=0.0, penalty_factor=1.0, beta2=None)
+    first, second = adam(), adam()
+    of.remember(first)
+    of.apply(first, 500)
+    of.remember(second)
+    second.load_state_dict(first.state_dict())
+    of.apply(second, 750)
+    assert second.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
+def test_beta2_needs_an_optimizer_that_has_it():
+    sgd = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    with pytest.raises(UserError, match="SGD has no betas"):
+        Cosine(10.0, 1.0, 1.0, 0.99).remember(sgd)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("examples", 0.0), ("lr_factor", -1.0), ("penalty_factor", -0.1), ("beta2", 1.0), ("beta2", -0.1)]
+)
+def test_settings_that_make_no_sense_are_refused(key, value):
+    good = {"examples": 10.0, "lr_factor": 1.0, "penalty_factor": 1.0, "beta2": None}
+    with pytest.raises(UserError, match=f"training.schedule.{key}={value}"):
+        Linear(**good | {key: value})
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+def test_every_schedule_is_built_from_its_yaml(name):
+    assert 0 <= build(load_option("schedule", name)).progress(10) <= 1
+
+
+class Recorder(nn.Module):
+    """Notes what penalty scales a model is asked with while it trains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.scales: list[float] = []
+        of = model.discriminator_loss
+
+        def loss(batch, *, penalty_scale=1.0, generator=None):
+            if torch.is_grad_enabled():
+                self.scales.append(penalty_scale)
+            return of(batch, penalty_scale=penalty_scale, generator=generator)
+
+        model.discriminator_loss = loss
+
+
+def fit(folder, num_steps: int, *overrides: str) -> tuple[nn.Module, Recorder, object]:
+    config = compose_config("model=gan", "penalty=r1", *overrides)
+    data = image_data((1, 8, 8), "discrete")
+    model = build_model(config.model, data.spec, "gan")
+    recorder = Recorder(model)
+    module = make_training_module(model, build(config.optim), build(config.training), seed=0)
+    settings = build(config.trainer) | {"accelerator": "cpu", "max_epochs": None, "max_steps": num_steps}
+    make_trainer(folder, [], [], **settings | {"limit_val_batches": 0}).fit(module, datamodule=data)
+    return model, recorder, module
+
+
+def test_a_lazy_penalty_comes_on_every_kth_step_k_times_as_heavy(tmp_path):
+    _, recorder, _ = fit(tmp_path, 7, "training.penalty_interval=3")
+    assert recorder.scales == [3, 0, 0, 3, 0, 0, 3]
+
+
+def test_a_lazy_penalty_counts_updates_not_batches(tmp_path):
+    overrides = ("training.penalty_interval=2", "training.accumulate_batches=3", "trainer.max_steps=6")
+    _, recorder, _ = fit(tmp_path, 6, *overrides)
+    assert recorder.scales == [2, 2, 2, 0, 0, 0]
+
+
+def test_the_schedule_reaches_penalty_and_optimizers(tmp_path):
+    overrides = ("schedule@training.schedule=linear", "training.schedule.examples=80.0")
+    keys = ("training.schedule.penalty_factor=0.0", "training.schedule.lr_factor=0.5", "training.schedule.beta2=0.5")
+    _, recorder, module = fit(tmp_path, 6, *overrides, *keys)
+    assert recorder.scales == pytest.approx([1 - 8 * step / 80 for step in range(6)])
+    for optimizer in module.optimizers():
+        group = optimizer.param_groups[0]
+        assert group["lr"] == pytest.approx(2e-4 * (1 - 0.5 * 40 / 80))
+        assert group["betas"] == pytest.approx((0.5, 0.999 + (0.5 - 0.999) * 40 / 80))
