@@ -1,16 +1,21 @@
 """The game between two networks: penalties against closed forms, packing, and which player learns from what."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from src.build import build, build_model
 from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.rng import StreamNoise
-from src.core.spec import CONTINUOUS, DataSpec, Values
+from src.core.spec import CONTINUOUS, DISCRETE, DataSpec, Values
+from src.models.gan import GAN
 from src.objectives.penalties import GradientPenalty, Judged, NoPenalty, ZeroCentred, judge, squared_gradient_norm
-from tests.configs import compose_config, load_option, options
+from tests.commands import call
+from tests.configs import compose_config, load_option, options, small
 
 A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 PLANE = DataSpec("plane", "vector", (2,), Values(CONTINUOUS, -float("inf"), float("inf"), None))
@@ -177,3 +182,175 @@ def test_the_loss_is_the_game_and_the_penalty():
     model, plain = gan("penalty=r1_r2"), gan()
     terms, without = (some.discriminator_loss(batch(), generator=StreamNoise(0)) for some in (model, plain))
     torch.testing.assert_close(terms["loss"], without["loss"] + terms["r1"] + terms["r2"])
+
+
+# --- parts that combine ----------------------------------------------------------------------------------------------
+
+SHAPES = (("grey8", (1, 8, 8)), ("colour16", (3, 16, 16)))
+GREY, COLOUR = (DataSpec(name, "image", shape, Values(DISCRETE, -1, 1, 256), tuple("abc")) for name, shape in SHAPES)
+LABELLED_PLANE = replace(PLANE, class_names=tuple("abc"))
+OF_IMAGES = [
+    ("conv_decoder", "conv_encoder"),
+    ("residual_generator", "residual_discriminator"),
+    ("norm_free_generator", "norm_free_discriminator"),
+    ("style_generator", "style_discriminator"),
+]
+NETWORKS = [("mlp", "mlp"), ("mlp", "maxout_mlp"), *OF_IMAGES, ("style_generator", "conv_encoder"), ("mlp", "conv_encoder")]
+
+
+def node(group: str, name: str, **keys: object) -> dict:
+    option = OmegaConf.to_container(load_option(group, name))
+    return option | {key: value for key, value in keys.items() if key in option}
+
+
+def game(networks: tuple[str, str], spec: DataSpec, network_keys: dict | None = None, **parts: object) -> GAN:
+    """A GAN of small networks with the parts `adversarial_loss=`, `penalty=`, `augmentation=`, `conditioning=` by name."""
+    chosen = {"adversarial_loss": "hinge", "penalty": "none", "augmentation": "none", "conditioning": "none"} | {
+        key: value for key, value in parts.items() if isinstance(value, str)
+    }
+    keys = {"latent_dim": 4, "packing": 1, "spectral_norm": False, "allow_known_bad": False} | {
+        key: value for key, value in parts.items() if not isinstance(value, str)
+    }
+    size = {"width": 16, "max_width": 16, "num_blocks": 1, "hidden": [16], "style_dim": 8} | (network_keys or {})
+    torch.manual_seed(0)
+    generator, discriminator = (build(node("network", name, **size)) for name in networks)
+    built = {group: build(node(group, name)) for group, name in chosen.items()}
+    return GAN(spec, generator, discriminator, **built, **keys)
+
+
+def step_of(model: GAN, spec: DataSpec, size: int = 4) -> dict[str, Tensor]:
+    """Both losses of a batch, after checking that each player gets gradients from its own."""
+    x = torch.rand(size, *spec.shape) * 2 - 1
+    condition = torch.arange(size) % spec.num_classes if spec.num_classes else None
+    terms = model.discriminator_loss(Batch(x, condition), generator=StreamNoise(0))
+    terms["loss"].mean().backward()
+    assert all(weight.grad is None for weight in model.generator.parameters())
+    assert any(weight.grad is not None and weight.grad.any() for weight in model.discriminator.parameters())
+    model.discriminator.requires_grad_(False)
+    of_generator = model.generator_loss(Batch(x, condition), generator=StreamNoise(0))
+    of_generator["loss"].mean().backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in model.generator.parameters())
+    everything = {**terms, **{f"generator_{name}": value for name, value in of_generator.items()}}
+    assert all(value.isfinite().all() for value in everything.values())
+    return everything
+
+
+@pytest.mark.parametrize("conditioning", options("conditioning"))
+@pytest.mark.parametrize("networks", NETWORKS, ids="-".join)
+@pytest.mark.parametrize("spec", [GREY, COLOUR, LABELLED_PLANE], ids=lambda spec: spec.name)
+def test_networks_and_conditionings_combine(networks, conditioning, spec):
+    if spec is LABELLED_PLANE and not set(networks) <= {"mlp", "maxout_mlp"}:
+        with pytest.raises(UserError, match="square images with a side of 8 to 128 pixels"):
+            game(networks, spec, conditioning=conditioning)
+        return
+    model = game(networks, spec, conditioning=conditioning, penalty="r1")
+    assert model.is_conditional == (conditioning != "none")
+    terms = step_of(model, spec)
+    assert ("class_real" in terms) == ("generator_class" in terms) == (conditioning == "auxiliary_classifier")
+
+
+@pytest.mark.parametrize("augmentation", options("augmentation"))
+@pytest.mark.parametrize("penalty", options("penalty"))
+@pytest.mark.parametrize("loss", options("adversarial_loss"))
+@pytest.mark.parametrize("spec", [GREY, COLOUR], ids=lambda spec: spec.name)
+def test_losses_penalties_augmentations_and_packing_combine(loss, penalty, augmentation, spec):
+    parts = {"adversarial_loss": loss, "penalty": penalty, "augmentation": augmentation}
+    model = game(("mlp", "mlp"), spec, **parts, packing=2)
+    assert all(value.shape == (2,) for value in step_of(model, spec).values())
+
+
+@pytest.mark.parametrize("networks", NETWORKS, ids="-".join)
+def test_spectral_norm_is_of_every_discriminator(networks):
+    if networks[1] == "norm_free_discriminator":
+        with pytest.raises(UserError, match="zero"):
+            game(networks, GREY, spectral_norm=True)
+        return
+    model = game(networks, GREY, spectral_norm=True)
+    step_of(model, GREY)
+    assert any("parametrizations" in name for name, _ in model.discriminator.named_parameters())
+    plain = game(networks, GREY)
+    assert not any(".original0" in name and "style" not in networks[0] for name, _ in plain.generator.named_parameters())
+
+
+def test_a_projection_adds_the_inner_product_of_class_and_features():
+    model = game(("mlp", "mlp"), GREY, conditioning="projection")
+    x, classes = torch.rand(5, *GREY.shape), torch.tensor([0, 1, 2, 1, 0])
+    network = model.discriminator.network
+    features = network.features(x)
+    expected = network.head(features)[:, 0] + torch.stack(
+        [model.discriminator.embedding.weight[k] @ row for k, row in zip(classes.tolist(), features, strict=True)]
+    )
+    torch.testing.assert_close(model.logits(x, classes), expected)
+
+
+def test_an_auxiliary_classifier_is_judged_by_cross_entropy_in_both_losses():
+    model, plain = (game(("mlp", "mlp"), GREY, conditioning=kind) for kind in ("auxiliary_classifier", "none"))
+    x, classes = torch.rand(5, *GREY.shape), torch.tensor([0, 1, 2, 1, 0])
+    logits = model.discriminator(x, classes).class_logits
+    expected = -logits.log_softmax(1)[torch.arange(5), classes]
+    terms = model.discriminator_loss(Batch(x, classes), generator=StreamNoise(0))
+    torch.testing.assert_close(terms["class_real"], expected)
+    game_alone = model._loss.discriminator(terms["logit_real"], terms["logit_fake"])
+    torch.testing.assert_close(terms["loss"], game_alone + terms["class_real"] + terms["class_fake"])
+    assert "class_real" not in plain.discriminator_loss(Batch(x, classes), generator=StreamNoise(0))
+
+
+def test_the_weight_of_the_penalty_is_in_the_loss_and_not_in_its_parts():
+    model, some = gan("penalty=r1"), batch()
+    whole, half, none = (
+        model.discriminator_loss(some, penalty_scale=scale, generator=StreamNoise(0)) for scale in (1.0, 0.5, 0.0)
+    )
+    torch.testing.assert_close(half["r1"], whole["r1"])
+    torch.testing.assert_close(whole["loss"] - half["loss"], 0.5 * whole["r1"])
+    assert "r1" not in none
+    torch.testing.assert_close(whole["loss"] - whole["r1"], none["loss"])
+
+
+@pytest.mark.parametrize("name", ["r1", "r2", "r1_r2"])
+def test_a_penalty_at_the_examples_needs_no_further_pass_through_the_discriminator(name):
+    model, calls = gan(f"penalty={name}"), []
+    model.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    shared = model.discriminator_loss(batch(), generator=StreamNoise(0))
+    assert len(calls) == 2
+    with torch.no_grad():
+        apart = model.discriminator_loss(batch(), generator=StreamNoise(0))
+    assert len(calls) > 4
+    torch.testing.assert_close({k: v.detach() for k, v in shared.items()}, apart)
+
+
+# --- what is known to fail -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("networks", "parts", "source"),
+    [
+        (OF_IMAGES[0], {"penalty": "r1_r2"}, r"penalty=r1_r2 is known to fail.*arXiv:2501\.05441, appendix E"),
+        (OF_IMAGES[0], {"penalty": "gradient_penalty"}, r"gradient_penalty is known to fail.*arXiv:1704\.00028"),
+        (("mlp", "mlp"), {"adversarial_loss": "wasserstein", "spectral_norm": True}, r"logits.*arXiv:1710\.10196"),
+    ],
+)
+def test_parts_that_are_known_to_fail_together_are_refused_with_reason_and_source(networks, parts, source):
+    with pytest.raises(UserError, match=f"{source}.*model.allow_known_bad=true"):
+        game(networks, COLOUR, network_keys={"batch_norm": True}, **parts)
+    step_of(game(networks, COLOUR, network_keys={"batch_norm": True}, **parts, allow_known_bad=True), COLOUR)
+
+
+def test_ways_of_training_that_are_known_to_fail_are_refused_with_reason_and_source():
+    pairs = game(("mlp", "mlp"), GREY, adversarial_loss="relativistic", penalty="r1_r2")
+    pairs.refuse_training("16-mixed", 1)
+    with pytest.raises(UserError, match=r"penalty_interval=16 with adversarial_loss=relativistic is known to fail"):
+        pairs.refuse_training("32-true", 16)
+    norm_free = game(OF_IMAGES[2], GREY)
+    norm_free.refuse_training("bf16-mixed", 16)
+    with pytest.raises(UserError, match=r"precision=16-mixed .* known to fail: .*2501\.05441, appendix E"):
+        norm_free.refuse_training("16-mixed", 1)
+    game(OF_IMAGES[2], GREY, allow_known_bad=True).refuse_training("16-mixed", 1)
+    game(("mlp", "mlp"), GREY, adversarial_loss="relativistic", allow_known_bad=True).refuse_training("32-true", 16)
+
+
+def test_a_known_bad_way_ends_a_command_in_a_sentence(cache, tmp_path):
+    arguments = ("model=r3gan", *small("r3gan"), "training.penalty_interval=4", f"hydra.run.dir={tmp_path}")
+    said = call("train", *arguments, f"data.cache={cache}", "trainer.accelerator=cpu", "trainer.max_steps=2")
+    assert said.code == 1
+    assert "known to fail" in said.text
+    assert "Traceback" not in said.text

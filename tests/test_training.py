@@ -322,5 +322,5 @@ def test_too_few_samples_to_renew_batch_norm_are_refused(trained):
     run = trained("dcgan").run
     config = run.config()
     config.evaluation.batch_norm_samples = 100
-    with pytest.raises(UserError, match="evaluation.batch_norm_samples=100 must be at least loader.batch_size=128"):
+    with pytest.raises(UserError, match=r"evaluation\.batch_norm_samples=100 must be at least loader.batch_size=128"):
         load_trained_model(run, config, load_data(config).spec, "last")

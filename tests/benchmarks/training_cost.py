@@ -1,7 +1,8 @@
 """What the framework costs beside a bare PyTorch loop, measured in turns in one process: `make bench`.
 
     step cost    the same model and optimizer, stepped by the framework (logging and progress bar on) and by a bare loop,
-                 a hundred steps each in turn
+                 some steps each in turn; the bare loops of wgan_gp and r3gan are written out, with losses and penalties of
+                 their own
     epoch cost   one epoch of MNIST by the framework, and by the plain loop over torchvision's MNIST and a DataLoader
 
 The bounds stand beside the figures; the exit code says whether all of them hold.
@@ -23,7 +24,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from src.build import build, build_model
@@ -34,11 +36,15 @@ from src.core.spec import DataSpec
 from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
 from src.training.fit import make_trainer, make_training_module
-from tests.configs import compose_config
+from tests.configs import compose_config, small
 
-STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05}
+Judge = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Fool = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05, "wgan_gp": 1.10, "r3gan": 1.10}
 EPOCH_BOUND = 0.65
-TURN = {"vae": 100, "dcgan": 10}  # steps
+TURN = {"vae": 100, "dcgan": 10, "wgan_gp": 10, "r3gan": 2}  # steps
+BATCH_SIZE = {"r3gan": 32}
 
 
 def main() -> None:
@@ -60,9 +66,11 @@ def main() -> None:
 
 def _step_ratio(name: str, num_turns: int) -> tuple[float, float, float]:
     """Milliseconds of a step by the framework and by the bare loop, and the median of the ratios turn by turn."""
-    config = compose_config(f"model={name}", "data=mnist")
+    narrow = small(name) if name == "r3gan" else ()  # seconds a step otherwise, on two cores
+    config = compose_config(f"model={name}", "data=mnist", f"loader.batch_size={BATCH_SIZE.get(name, 128)}", *narrow)
     data = ArrayData(_random_images(6400), seed=0, **build(config.loader))
-    turns = _Turns(TURN[name], _bare_step(config, data), num_turns)
+    bare_step = _bare_game(config, data, *BARE[name]) if name in BARE else _bare_step(config, data)
+    turns = _Turns(TURN[name], bare_step, num_turns)
     _fit(config, data, [turns])
     ours, theirs = turns.ours[1:], turns.theirs[1:]  # the first turn warms up
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -125,6 +133,75 @@ def _bare_step(config: DictConfig, data: ArrayData) -> Callable[[], None]:
         discriminator.requires_grad_(True)
 
     return step
+
+
+def _bare_game(config: DictConfig, data: ArrayData, judge: Judge, fool: Fool) -> Callable[[], None]:
+    """One step of a game with a penalty as a script would write it: nothing of ours but the networks."""
+    torch.manual_seed(0)
+    model = build_model(config.model, data.spec, "bare")
+    generator, discriminator = model.generator, model.discriminator.network
+    make = build(config.optim)
+    generator_optimizer = make["generator"](generator.parameters())
+    discriminator_optimizer = make["discriminator"](discriminator.parameters())
+    images = torch.from_numpy(np.array(data.arrays.splits["train"].x))
+    batch_size, n_critic = config.loader.batch_size, config.training.n_critic
+    num_steps = 0
+
+    def drawn() -> Tensor:
+        return torch.tanh(generator(torch.randn(batch_size, config.model.latent_dim)))
+
+    def step() -> None:
+        nonlocal num_steps
+        num_steps += 1
+        real = images[torch.randint(len(images), (batch_size,))].float().div_(127.5).sub_(1)
+        with torch.no_grad():
+            fake = drawn()
+        discriminator_optimizer.zero_grad()
+        judge(discriminator, real, fake).backward()
+        discriminator_optimizer.step()
+        if num_steps % n_critic == 0:
+            discriminator.requires_grad_(False)
+            generator_optimizer.zero_grad()
+            fool(discriminator, real.detach(), drawn()).backward()
+            generator_optimizer.step()
+            discriminator.requires_grad_(True)
+
+    return step
+
+
+def _judge_wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    u = torch.rand(len(real), 1, 1, 1)
+    between = (u * real + (1 - u) * fake).requires_grad_()
+    (slope,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
+    penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    return discriminator(fake).mean() - discriminator(real).mean() + 10 * penalty
+
+
+def _fool_wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    return -discriminator(fake).mean()
+
+
+def _judge_r3gan(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    real.requires_grad_()
+    fake.requires_grad_()
+    on_real, on_fake = discriminator(real), discriminator(fake)
+    loss = F.softplus(on_fake - on_real).mean()
+    for x, logit in ((real, on_real), (fake, on_fake)):
+        (slope,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
+        loss = loss + 0.5 * slope.square().sum((1, 2, 3)).mean()
+    return loss
+
+
+def _fool_r3gan(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    with torch.no_grad():
+        on_real = discriminator(real)
+    return F.softplus(on_real - discriminator(fake)).mean()
+
+
+BARE: dict[str, tuple[Judge, Fool]] = {
+    "wgan_gp": (_judge_wgan_gp, _fool_wgan_gp),
+    "r3gan": (_judge_r3gan, _fool_r3gan),
+}
 
 
 def _epoch_ratio(root: Path, num_turns: int) -> tuple[float, float, float]:
