@@ -18,12 +18,14 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL))
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 CONTEXTS = [
-    (),
-    ("model=dcgan",),
-    ("data=mnist",),
-    ("data=image_folder", "data.path=x"),
-    ("search=vae",),
-]  # where an option may belong
+    ("config",),
+    ("config", "model=dcgan"),
+    ("config", "data=mnist"),
+    ("config", "data=stacked_mnist"),
+    ("config", "data=image_folder", "data.path=x"),
+    ("config", "search=vae"),
+    ("sample", "run=x"),
+]  # where an option may belong: the root, and what is chosen beside
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 
@@ -98,9 +100,9 @@ def test_mistake_ends_as_shown(command, said):
 
 @pytest.mark.parametrize("option", _inline_options())
 def test_option_in_the_text_exists(option):
-    for context in CONTEXTS:
+    for root, *beside in CONTEXTS:
         try:
-            return _require_composes("config", [*context, *option.split()])
+            return _require_composes(root, [*beside, *option.split()])
         except HydraException:
             continue
     raise AssertionError(f"{option} is accepted by none of {CONTEXTS}")
