@@ -324,3 +324,17 @@ def test_too_few_samples_to_renew_batch_norm_are_refused(trained):
     config.evaluation.batch_norm_samples = 100
     with pytest.raises(UserError, match=r"evaluation\.batch_norm_samples=100 must be at least loader.batch_size=128"):
         load_trained_model(run, config, load_data(config).spec, "last")
+
+
+def test_the_averaged_generator_is_validated_with_statistics_of_its_own(tmp_path):
+    """At a validation they are renewed, and the training goes on as if they had not been."""
+    module = _module("dcgan", clip=0.1, ema_half_life_examples=1000)
+    _fit(module, tmp_path, num_steps=3)
+    norm = next(layer for layer in module.weight_average.average.modules() if isinstance(layer, _BatchNorm))
+    copied, raw = norm.running_mean.clone(), _copy(module.model)
+    module.on_validation_epoch_start()
+    renewed = norm.running_mean.clone()
+    assert not torch.allclose(renewed, copied)
+    assert all(torch.equal(value, raw[name]) for name, value in module.model.state_dict().items())
+    module.on_validation_epoch_start()
+    assert torch.equal(norm.running_mean, renewed)

@@ -6,17 +6,22 @@ the generator see all of them: its gradients are those against the discriminator
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
 from src.core.errors import require_at_least
+from src.core.protocols import CanSample
 from src.core.rng import SampleNoise
+from src.training.batch_norm import has_batch_norm, renew_batch_norm
 from src.training.meter import Meter
 from src.training.module import TrainingModule
 from src.training.schedules import Schedule
 
 __all__ = ["AdversarialTraining"]
+
+_RENEWING_BATCHES = 20  # of samples, before a validation; the evaluation of a run takes more
 
 
 class AdversarialTraining(TrainingModule):
@@ -114,6 +119,19 @@ class AdversarialTraining(TrainingModule):
         if self.num_rounds % self._penalty_interval:
             return 0.0
         return self._penalty_interval * self._schedule.penalty_factor(self.examples_seen)
+
+    def on_validation_epoch_start(self) -> None:
+        """The averaged generator gets batch norm statistics of its own; the next step copies the trained ones over them."""
+        model, (generator, _) = self.model, self.model.players()
+        is_due = self.weight_average is not None and self._round and has_batch_norm(generator)
+        if is_due and isinstance(model, CanSample):
+            num_samples = _RENEWING_BATCHES * len(self._round[-1])
+            condition = None
+            if model.is_conditional:
+                condition = torch.arange(num_samples, device=self.device) % self.trainer.datamodule.spec.num_classes
+            with self.averaged_weights():
+                renew_batch_norm(model, generator, num_samples, len(self._round[-1]), self._seed, condition)
+        super().on_validation_epoch_start()
 
     def _validate(self, batch: Batch, noise: SampleNoise) -> None:
         scale = self._schedule.penalty_factor(self.examples_seen)
