@@ -127,6 +127,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         load_model,
         require_classifier_settings,
     )
+    from src.training.batch_norm import require_batch_norm_samples
     from src.training.callbacks.dashboard import Dashboard
     from src.training.callbacks.held_out_means import HeldOutMeans, held_out_means
     from src.training.final_metrics import log_final_metrics, log_hyper_parameters
@@ -143,6 +144,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
     require_classifier_settings(config)
     run.require_checkpoint_name(config.evaluation.checkpoint)
+    require_batch_norm_samples(config.evaluation.batch_norm_samples, config.loader.batch_size)
     model = load_model(config, data.spec)
     if config.evaluation.checkpoint == "best" and isinstance(model, Adversarial):
         raise UserError(

@@ -93,7 +93,9 @@ def test_all_metrics_are_measured_unless_others_are_chosen(root):
     assert list(compose_config(*run, "metric=[fd,cs]", root=root).metric) == ["fd", "cs"]
 
 
-@pytest.mark.parametrize("group", ["adversarial_loss", "augmentation", "conditioning", "penalty", "likelihood", "prior", "data"])
+@pytest.mark.parametrize(
+    "group", ["adversarial_loss", "augmentation", "conditioning", "penalty", "likelihood", "prior", "data"]
+)
 def test_every_option_can_be_chosen(group):
     of_games = ("adversarial_loss", "augmentation", "conditioning", "penalty")
     user = "dcgan" if group in of_games else "cvae" if group == "prior" else "vae"

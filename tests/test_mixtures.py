@@ -376,6 +376,7 @@ def test_sampling_writes_points_that_depend_on_the_seed_alone(trained, tmp_path)
         said = call("sample", f"run={run.path}", f"out={tmp_path / name}", *more)
         assert said.code == 0, said.text
     assert sorted(file.name for file in (tmp_path / "first").iterdir()) == [
+        ".drawn",
         "density.png",
         "points.csv",
         "points.npy",
@@ -396,7 +397,8 @@ def test_points_of_someone_else_are_left_alone(trained, tmp_path):
     (tmp_path / "points.npy").write_bytes(b"mine")
     said = call("sample", f"run={trained[1].run.path}", f"out={tmp_path}", "n=3")
     assert said.code == 1
-    assert f"out={tmp_path} holds points of someone else (points.npy)" in said.text
+    assert f"out={tmp_path} holds points.npy, which was not drawn by this program; give another folder" in said.text
+    assert [file.name for file in tmp_path.iterdir()] == ["points.npy"]
     assert (tmp_path / "points.npy").read_bytes() == b"mine"
 
 

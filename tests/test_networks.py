@@ -309,19 +309,18 @@ def test_class_changes_the_output_through_batch_norm_alone(make):
 
 
 @class_normed_generators
-def test_conditional_batch_norm_without_a_condition_is_plain_batch_norm(make):
-    network = class_normed(make, condition_dim=0)
-    assert norm_kinds(network) == {(nn.BatchNorm1d if make == "mlp" else nn.BatchNorm2d, True)}
+def test_conditional_batch_norm_without_a_condition_is_refused(make):
+    with pytest.raises(UserError, match=r"conditional_batch_norm=true that is given no class.*conditioning="):
+        class_normed(make, condition_dim=0)
     plain = class_normed(make, condition_dim=0, conditional_batch_norm=False)
-    assert list(network.state_dict()) == list(plain.state_dict())
-    assert network(random(2, 5)).shape == (2, 1, 8, 8)
+    assert norm_kinds(plain) == {(nn.BatchNorm1d if make == "mlp" else nn.BatchNorm2d, True)}
+    assert plain(random(2, 5)).shape == (2, 1, 8, 8)
 
 
 @class_normed_generators
 def test_conditional_batch_norm_needs_batch_norm(make):
     with pytest.raises(UserError, match=r"conditional_batch_norm=true but no batch norm.*set its batch_norm=true"):
         class_normed(make, batch_norm=False)
-    assert class_normed(make, condition_dim=0, batch_norm=False)
 
 
 def test_conditional_batch_norm_needs_a_hidden_layer():

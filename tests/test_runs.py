@@ -443,15 +443,15 @@ def test_fewer_samples_leave_none_of_an_earlier_call(copied):
     for n in (12, 3):
         assert call("sample", f"run={copied.path}", f"n={n}").code == 0
     folder = copied.samples / "drawn_seed0_best"
-    assert sorted(file.name for file in folder.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
+    assert sorted(file.name for file in folder.iterdir()) == [".drawn", "00000.png", "00001.png", "00002.png", "grid.png"]
 
 
 def test_pictures_of_someone_else_are_left_alone(copied, tmp_path):
-    (tmp_path / "7.png").write_text("mine")
+    (tmp_path / "00001.png").write_text("mine")
     said = call("sample", f"run={copied.path}", "n=2", f"out={tmp_path}")
     assert said.code == 1
-    assert f"out={tmp_path} holds pictures of someone else (7.png)" in said.text
-    assert [file.name for file in tmp_path.glob("*.png")] == ["7.png"]
+    assert f"out={tmp_path} holds 00001.png, which was not drawn by this program; give another folder" in said.text
+    assert [file.name for file in tmp_path.iterdir()] == ["00001.png"]
 
 
 @pytest.mark.parametrize("name", ["cgan"])
@@ -484,7 +484,7 @@ def _sample(run: Run, out: Path, *arguments: str) -> dict[str, np.ndarray]:
     """The pictures that `python -m src.sample` writes, by name."""
     said = call("sample", f"run={run.path}", f"out={out}", *arguments)
     assert said.code == 0, said.text
-    return {file.name: np.asarray(Image.open(file)).astype(int) for file in out.iterdir()}
+    return {file.name: np.asarray(Image.open(file)).astype(int) for file in out.glob("*.png")}
 
 
 @pytest.mark.parametrize("name", ["vae", "cgan"])  # that the noise of every model is so, test_contracts.py shows

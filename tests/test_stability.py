@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.build import build
+from src.build import build, build_model
 from src.core.batch import Batch
 from src.training.callbacks.light_evaluation import LightEvaluation
-from src.training.callbacks.stability import mean_distance, separation
+from src.training.callbacks.stability import _as_in_training, mean_distance, separation
 from tests.commands import train
-from tests.configs import load_option
+from tests.configs import compose_config, load_option, small
 from tests.examples import image_data
 
 
@@ -54,12 +54,15 @@ class Game(nn.Module):
     def sample(self, n: int, condition=None, *, generator=None) -> Tensor:
         return self._spread * generator.uniform((n, 1, 8, 8), self.weight).mul(2).sub(1) + 100
 
-    def logits(self, x: Tensor, condition=None) -> Tensor:
+    def logits(self, x: Tensor, condition=None, *, generator=None) -> Tensor:
         train = self._data.to_units(Batch(torch.from_numpy(self._data.arrays.splits["train"].x.copy()))).x
         is_train = (x[:, None] == train[None]).flatten(2).all(2).any(1)
         is_fake = x.flatten(1).mean(1) > 50
         base = torch.where(is_fake, self._logits[2], torch.where(is_train, self._logits[0], self._logits[1]))
         return base + 0.01 * torch.arange(len(x)).remainder(3)
+
+
+LEARNT = {"shown": {}, "num_validations": 3, "was_diverse": True}
 
 
 def monitored(logits: tuple[float, float, float], spread: float, caplog) -> tuple[dict[str, float], str]:
@@ -75,6 +78,7 @@ def monitored(logits: tuple[float, float, float], spread: float, caplog) -> tupl
         log_quantities=logged.update,
     )
     callback = build(load_option("callback", "default").stability)
+    callback.load_state_dict(LEARNT)
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     with caplog.at_level(logging.INFO):
         callback.on_validation_end(trainer, module)
@@ -109,8 +113,49 @@ def test_a_collapsed_generator_is_named(caplog):
     assert "the generator has collapsed" in said
 
 
+def test_a_generator_that_has_not_learnt_yet_has_not_collapsed(caplog):
+    callback = build(load_option("callback", "default").stability)
+    data = image_data((1, 8, 8), "discrete", num_classes=0, count=64)
+    module = SimpleNamespace(
+        device=torch.device("cpu"), weight_average=None, step=1, log_quantities=lambda _: None,
+        model=Game(data, (0.0, 0.0, 0.0), 0.1),
+    )  # fmt: skip
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
+    with caplog.at_level(logging.INFO):
+        for validation in range(1, 6):
+            callback.on_validation_end(trainer, module)
+            assert ("collapsed" in caplog.text) == (validation == 5), "by then it should have learnt"
+
+
+def test_a_quantity_that_is_no_longer_measured_is_said_nothing_of(caplog, monkeypatch):
+    callback = build(load_option("callback", "default").stability)
+    module = SimpleNamespace(model=Game(None, (0.0, 0.0, 0.0), 1.0), step=1, log_quantities=lambda _: None)
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=None)
+    with caplog.at_level(logging.INFO):
+        for measured in ({"overfit": 0.9}, {}, {"overfit": 0.1}):
+            monkeypatch.setattr(callback, "_measure", lambda *_, measured=measured: measured)
+            callback.on_validation_end(trainer, module)
+    assert caplog.text.count("the discriminator overfits") == 2
+    assert caplog.text.count("no longer: the discriminator overfits") == 1
+
+
+def test_the_discriminator_is_asked_as_in_training_and_left_as_it_was():
+    model = build_model(compose_config("model=cgan", *small("cgan")).model, image_data((3, 16, 16), "discrete").spec, "x")
+    discriminator = model.players()[1]
+    before = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    model.eval()
+    x, classes = torch.rand(8, 3, 16, 16), torch.arange(8) % 3
+    calm = model.logits(x, classes)
+    with _as_in_training(discriminator):
+        eager = model.logits(x, classes)
+    assert not torch.allclose(calm, eager)
+    assert not discriminator.training
+    assert all(torch.equal(value, before[name]) for name, value in discriminator.state_dict().items())
+
+
 def test_it_says_when_something_is_right_again_and_says_nothing_twice(caplog):
     callback = build(load_option("callback", "default").stability)
+    callback.load_state_dict(LEARNT)
     data = image_data((1, 8, 8), "discrete", num_classes=0, count=64)
     module = SimpleNamespace(
         device=torch.device("cpu"), weight_average=None, step=1, log_quantities=lambda _: None,

@@ -1,6 +1,6 @@
 """The exceptions that carry a sentence for the user."""
 
-__all__ = ["NotApplicable", "PrunedError", "UserError", "require_at_least"]
+__all__ = ["NotApplicable", "PrunedError", "UserError", "require_at_least", "require_number"]
 
 
 class UserError(ValueError):
@@ -16,6 +16,13 @@ class PrunedError(Exception):
 
 class NotApplicable(Exception):  # noqa: N818 - it is an answer, not a fault
     """A metric or a capability has no value here; the message says why. Evaluation records it in the results."""
+
+
+def require_number(key: str, value: float | None, least: float) -> None:
+    """Raise `UserError` if a setting is not set, or below its smallest allowed value."""
+    if value is None:
+        raise UserError(f"{key}=null must be a number of at least {least}")
+    require_at_least(key, value, least)
 
 
 def require_at_least(key: str, value: float | None, least: float) -> None:

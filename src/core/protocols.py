@@ -155,8 +155,8 @@ class Adversarial(Protocol):
 
     def generator_loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms: ...
 
-    def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """How real the discriminator finds examples: one value for each, or for each few that it sees together."""
+    def logits(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """How real the discriminator finds examples, as it sees them: one value for each, or for each few together."""
         ...
 
     def refuse_training(self, precision: str, penalty_interval: int) -> None:

@@ -46,7 +46,7 @@ class ArrayData(L.LightningDataModule):
         require_at_least("loader.num_workers", num_workers, 0)
         self.arrays = arrays
         self.spec = arrays.spec
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._seed = seed
@@ -59,7 +59,7 @@ class ArrayData(L.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         per_update = getattr(module, "accumulate_batches", 1)  # a module that accumulates gradients has it
         num_examples = len(self.arrays.splits["train"])
-        batch_size = min(self._batch_size, num_examples // (world_size * per_update))
+        batch_size = min(self.batch_size, num_examples // (world_size * per_update))
         if batch_size == 0:
             raise UserError(
                 f"data={self.spec.name} has {num_examples} training examples, fewer than one for each of {world_size} "

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.batch import Batch
-from src.core.errors import NotApplicable, UserError, require_at_least
+from src.core.errors import NotApplicable, UserError, require_number
 from src.core.protocols import Styled, Terms
 from src.core.rng import Noise, fresh_noise
 from src.core.spec import DataSpec
@@ -25,7 +25,7 @@ from src.networks.conditioning import Conditioning, Verdict
 from src.networks.spectral_norm import normalize_spectra
 from src.objectives.adversarial import AdversarialLoss, Relativistic, Wasserstein
 from src.objectives.augmentation import Augmentation
-from src.objectives.penalties import GradientPenalty, Penalty, judge
+from src.objectives.penalties import GradientPenalty, NoPenalty, Penalty, judge
 
 __all__ = ["GAN"]
 
@@ -65,8 +65,8 @@ class GAN(nn.Module):
     ) -> None:
         super().__init__()
         spec.require_modality("image", "vector")
-        require_at_least("model.latent_dim", latent_dim, 1)
-        require_at_least("model.packing", packing, 1)
+        require_number("model.latent_dim", latent_dim, 1)
+        require_number("model.packing", packing, 1)
         augmentation.require(spec)
         self.latent_dim = latent_dim
         self._spec = spec
@@ -98,12 +98,12 @@ class GAN(nn.Module):
         """
         noise = generator or fresh_noise()
         with torch.no_grad():
-            fake = self._shown(self.sample(len(batch), batch.condition, generator=noise), noise)
-        real = self._shown(batch.x, noise)
+            fake = self._pack(self._sample_like(batch, noise))
+        real = self._pack(batch.x)
         verdicts: list[Verdict] = []
 
         def critic(x: Tensor) -> Tensor:
-            verdicts.append(self.discriminator(x, batch.condition))
+            verdicts.append(self.discriminator(self._augmented(x, noise), batch.condition))
             return verdicts[-1].logit
 
         is_penalised = penalty_scale > 0
@@ -124,19 +124,20 @@ class GAN(nn.Module):
     def generator_loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
         """The generator's loss, one value for each example or pack; its fakes stay attached to it."""
         noise = generator or fresh_noise()
-        fake = self._shown(self.sample(len(batch), batch.condition, generator=noise), noise)
-        verdict = self.discriminator(fake, batch.condition)
+        fake = self._pack(self._sample_like(batch, noise))
+        verdict = self.discriminator(self._augmented(fake, noise), batch.condition)
         real = None
         if self._loss.needs_real:
             with torch.no_grad():  # it does not hang on the generator
-                real = self.discriminator(self._shown(batch.x, noise), batch.condition).logit
+                real = self.discriminator(self._augmented(self._pack(batch.x), noise), batch.condition).logit
         loss = self._loss.generator(verdict.logit, real)
         wrong = self._class_loss(verdict, batch.condition)
         return {"loss": loss + self.discriminator.class_weight * wrong.get("class", 0), **wrong}
 
-    def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """How real the discriminator finds examples `(B, *event)`, one value for each example or pack; not augmented."""
-        return self.discriminator(self._pack(x), condition if self.is_conditional else None).logit
+    def logits(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """How real the discriminator finds examples `(B, *event)`, as it sees them: one value for each example or pack."""
+        shown = self._augmented(self._pack(x), generator or fresh_noise())
+        return self.discriminator(shown, condition if self.is_conditional else None).logit
 
     def sample(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         noise = generator or fresh_noise()
@@ -172,9 +173,11 @@ class GAN(nn.Module):
             precision: as in `trainer.precision`.
             penalty_interval: the penalty is taken on every so manieth step of the discriminator.
         """
+        norm_free = any(getattr(module, "overflows_in_float16", False) for module in self.modules())
+        if penalty_interval > 1 and isinstance(self._penalty, NoPenalty):
+            raise UserError(f"training.penalty_interval={penalty_interval} has nothing to act on: penalty=none")
         if self._allow_known_bad:
             return
-        norm_free = any(getattr(module, "overflows_in_float16", False) for module in self.modules())
         if precision == "16-mixed" and norm_free:
             raise _known_bad(
                 "trainer.precision=16-mixed with networks that have no normalization",
@@ -200,24 +203,41 @@ class GAN(nn.Module):
                     "arXiv:2501.05441, appendix E",
                     "discriminator.batch_norm=false",
                 )
-            if isinstance(self._penalty, GradientPenalty):
+            if self._is_gradient_penalty:
                 raise _known_bad(
                     "batch norm in the discriminator with penalty=gradient_penalty",
                     "the penalty is on the slope at each example, and batch norm makes it hang on the other examples",
                     "arXiv:1704.00028, section 4",
                     "discriminator.batch_norm=false",
                 )
-        if has_spectral_norm and isinstance(self._loss, Wasserstein) and not self._loss.drift:
-            raise _known_bad(
-                "adversarial_loss=wasserstein with model.spectral_norm=true and no drift term",
-                "nothing holds the level of the logits, which wander off",
-                "arXiv:1710.10196, appendix A.1",
-                "adversarial_loss.drift=0.001",
-            )
+        if isinstance(self._loss, Wasserstein):
+            if has_spectral_norm and not self._loss.drift:
+                raise _known_bad(
+                    "adversarial_loss=wasserstein with model.spectral_norm=true and no drift term",
+                    "only differences of logits count, and nothing keeps their level from wandering off",
+                    "the drift term is that of arXiv:1710.10196, appendix A.1",
+                    "adversarial_loss.drift=0.001",
+                )
+            if not has_spectral_norm and not (self._penalty.of_real or self._penalty.of_fake or self._is_gradient_penalty):
+                raise _known_bad(
+                    "adversarial_loss=wasserstein with neither a penalty nor spectral norm",
+                    "nothing bounds the critic's slope, so its loss has no minimum",
+                    "arXiv:1701.07875, section 3",
+                    "penalty=gradient_penalty or model.spectral_norm=true",
+                )
 
-    def _shown(self, x: Tensor, noise: Noise) -> Tensor:
-        """Examples `(B, *event)` as the discriminator sees them: augmented, then packed."""
-        return self._pack(self._augmentation(x, noise))
+    @property
+    def _is_gradient_penalty(self) -> bool:
+        return isinstance(self._penalty, GradientPenalty)
+
+    def _sample_like(self, batch: Batch, noise: Noise) -> Tensor:
+        """As many samples, of the same classes and of the same precision as the examples of a batch."""
+        return self.sample(len(batch), batch.condition, generator=noise).to(batch.x.dtype)
+
+    def _augmented(self, packed: Tensor, noise: Noise) -> Tensor:
+        """Packs `(B, m C, ...)` with each of their examples augmented by itself."""
+        x = packed.reshape(-1, *self._spec.shape)
+        return self._augmentation(x, noise).reshape(packed.shape)
 
     def _pack(self, x: Tensor) -> Tensor:
         """`(B, C, ...)` to `(B // m, m C, ...)`: m examples in a row are one; up to m - 1 at the end are left out."""

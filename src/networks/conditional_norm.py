@@ -59,8 +59,13 @@ def require_batch_norm(conditional_batch_norm: bool, batch_norm: bool, condition
 
     Raises `UserError` where the class should enter through batch norm and there is none.
     """
-    if not (conditional_batch_norm and condition_dim):
+    if not conditional_batch_norm:
         return 0
+    if not condition_dim:
+        raise UserError(
+            "has a network with conditional_batch_norm=true that is given no class; choose a conditioning= that tells it, "
+            "or set its conditional_batch_norm=false"
+        )
     if not batch_norm:
         raise UserError(
             "has a network with conditional_batch_norm=true but no batch norm (batch_norm=false, or no hidden layers), "

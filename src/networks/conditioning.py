@@ -15,8 +15,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.core.errors import require_at_least
+from src.core.errors import UserError
 from src.core.spec import DataSpec
+from src.networks.style import equalize
 
 __all__ = ["AuxiliaryClassifier", "Concatenation", "Conditioning", "Projection", "Unconditional", "Verdict"]
 
@@ -60,6 +61,10 @@ class Conditioning(nn.Module):
         assert isinstance(num_features, int)
         return num_features
 
+    @property
+    def _is_equalized(self) -> bool:
+        return bool(getattr(self.network, "is_equalized", False))
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Verdict:
         """From examples `(B, *in_shape)` and classes `(B,)` int64 or None."""
         return Verdict(self.network(x).squeeze(1))
@@ -82,16 +87,22 @@ class Concatenation(Conditioning):
 
 
 class Projection(Conditioning):
-    """logit = psi(phi(x)) + <e_y, phi(x)> of features phi, the last linear layer psi, a vector e_y a class."""
+    """logit = psi(phi(x)) + <e_y, phi(x)> of features phi, the last linear layer psi, a vector e_y a class.
+
+    Where the network's layers have an equalised learning rate, so has e_y: it is N(0, I), and the product is divided by
+    the root of the number of features.
+    """
 
     def __init__(self, network: Callable[..., nn.Module], in_shape: Sequence[int], spec: DataSpec) -> None:
         super().__init__(network, in_shape, spec)
         self.embedding = nn.Embedding(spec.num_classes, self._num_features)
-        nn.init.xavier_uniform_(self.embedding.weight)
+        self._scale = self._num_features**-0.5 if self._is_equalized else 1.0
+        if not self._is_equalized:  # else N(0, 1), as torch begins
+            nn.init.xavier_uniform_(self.embedding.weight)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Verdict:
         features = self.network.features(x)
-        agreement = (self.embedding(_given(condition)) * features).sum(1)
+        agreement = (self.embedding(_given(condition)) * features).sum(1) * self._scale
         return Verdict(self.network.head(features).squeeze(1) + agreement)
 
 
@@ -104,10 +115,12 @@ class AuxiliaryClassifier(Conditioning):
     """
 
     def __init__(self, network: Callable[..., nn.Module], in_shape: Sequence[int], spec: DataSpec, weight: float) -> None:
-        require_at_least("conditioning.weight", weight, 0)
+        if not (weight is not None and weight > 0):
+            raise UserError(f"conditioning.weight={weight} must be more than 0")
         super().__init__(network, in_shape, spec)
         self.class_weight = weight
-        self.classifier = nn.Linear(self._num_features, spec.num_classes)
+        classifier = nn.Linear(self._num_features, spec.num_classes)
+        self.classifier = equalize(classifier) if self._is_equalized else classifier
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Verdict:
         features = self.network.features(x)

@@ -145,6 +145,8 @@ class StyleDiscriminator(nn.Module):
         condition_dim: size K of the condition, appended to the image as K constant planes; 0 for none.
     """
 
+    is_equalized = True  # what is put on top of its features may follow
+
     def __init__(
         self,
         in_shape: Sequence[int],
@@ -299,13 +301,12 @@ def modulated_convolution(x: Tensor, weight: Tensor, style: Tensor, demodulate: 
 def append_minibatch_std(x: Tensor, group: int) -> Tensor:
     """Append one constant plane that says how much the examples differ: `(B, C, H, W)` to `(B, C+1, H, W)`.
 
-    It is the standard deviation over a group of neighbours in the batch, averaged over channels and pixels. The groups are
-    alike: their size is the largest divisor of B that is not above `group`.
+    It is the standard deviation over a group of neighbours in the batch, averaged over channels and pixels. There are as
+    few groups as can be of at most `group` examples; they differ by one example at most.
     """
-    size = max(n for n in range(1, group + 1) if len(x) % n == 0)
-    groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (-1, size))
-    std = (groups.var(1, unbiased=False) + _EPS).sqrt().mean((1, 2, 3))
-    of_each = std[:, None].expand(-1, size).reshape(-1, 1, 1, 1)
+    groups = x.to(torch.promote_types(x.dtype, torch.float32)).tensor_split(-(-len(x) // group))
+    stds = [(some.var(0, unbiased=False) + _EPS).sqrt().mean().expand(len(some)) for some in groups]
+    of_each = torch.cat(stds).reshape(-1, 1, 1, 1)
     return torch.cat([x, of_each.expand(-1, 1, *x.shape[2:]).to(x.dtype)], dim=1)
 
 

@@ -18,6 +18,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.core.errors import require_number
+
 __all__ = [
     "AdversarialLoss",
     "Hinge",
@@ -92,6 +94,7 @@ class Wasserstein(AdversarialLoss):
     """
 
     def __init__(self, drift: float) -> None:
+        require_number("adversarial_loss.drift", drift, 0)
         self.drift = drift
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:

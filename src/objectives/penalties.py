@@ -1,5 +1,7 @@
 """Penalties on the gradient of a discriminator with respect to its input, per example.
 
+Where the discriminator sees its examples augmented, the input is what goes into the augmentation.
+
     R1   gamma / 2 * |grad D(x)|^2        at real examples
     R2   gamma / 2 * |grad D(G(z))|^2     at generated ones
     GP   weight * (|grad D(y)| - 1)^2     at y = u x + (1 - u) G(z), u uniform on (0, 1), one an example
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.core.errors import require_at_least
+from src.core.errors import require_number
 from src.core.protocols import Terms
 from src.core.rng import Noise
 
@@ -102,8 +104,8 @@ class ZeroCentred(Penalty):
     """
 
     def __init__(self, gamma_real: float, gamma_fake: float) -> None:
-        require_at_least("penalty.gamma_real", gamma_real, 0)
-        require_at_least("penalty.gamma_fake", gamma_fake, 0)
+        require_number("penalty.gamma_real", gamma_real, 0)
+        require_number("penalty.gamma_fake", gamma_fake, 0)
         self._gammas = (gamma_real, gamma_fake)
         self.of_real, self.of_fake = gamma_real > 0, gamma_fake > 0
 
@@ -120,7 +122,7 @@ class GradientPenalty(Penalty):
     """
 
     def __init__(self, weight: float) -> None:
-        require_at_least("penalty.weight", weight, 0)
+        require_number("penalty.weight", weight, 0)
         self._weight = weight
 
     def __call__(self, critic: Critic, real: Judged, fake: Judged, noise: Noise) -> Terms:

@@ -4,6 +4,7 @@ Where the gradients of several batches are accumulated, the discriminator steps 
 the generator see all of them: its gradients are those against the discriminator's new weights, as with one large batch.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -11,15 +12,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
-from src.core.errors import require_at_least
+from src.core.errors import UserError, require_at_least, require_number
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise
 from src.training.batch_norm import has_batch_norm, renew_batch_norm
+from src.training.callbacks.budget import planned_steps
 from src.training.meter import Meter
 from src.training.module import TrainingModule
 from src.training.schedules import Schedule
 
 __all__ = ["AdversarialTraining"]
+
+log = logging.getLogger(__name__)
 
 _RENEWING_BATCHES = 20  # of samples, before a validation; the evaluation of a run takes more
 
@@ -60,15 +64,31 @@ class AdversarialTraining(TrainingModule):
         )
         require_at_least("training.n_critic", n_critic, 1)
         self._make_optimizers = (generator_optimizer, discriminator_optimizer)
-        require_at_least("training.penalty_interval", penalty_interval, 1)
+        require_number("training.penalty_interval", penalty_interval, 1)
         self._n_critic = n_critic
         self._penalty_interval = penalty_interval
         self._schedule = schedule
+        self._gradient_norms: dict[str, float] = {}  # of this round, if they are wanted
         self._round: list[Batch] = []  # the batches of this round so far
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.model.refuse_training(str(self.trainer.precision), self._penalty_interval)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._schedule.examples is not None and (planned := self._planned_examples()) is not None:
+            share = planned / self._schedule.examples
+            if not 0.5 <= share <= 2:
+                log.info(
+                    f"training.schedule ends after {self._schedule.examples:,.0f} examples, and this training sees about "
+                    f"{planned:,.0f}: {share:.2g} of it (training.schedule.examples= to fit it)"
+                )
+
+    def _planned_examples(self) -> float | None:
+        """About how many examples the training will see, if it has an end that is known."""
+        num_steps = planned_steps(self.trainer)
+        return None if num_steps is None else num_steps * self.trainer.datamodule.batch_size * self.trainer.world_size
 
     def configure_optimizers(self) -> list[Optimizer]:
         optimizers = [
@@ -86,12 +106,13 @@ class AdversarialTraining(TrainingModule):
         # each player's loss is computed inside its own block: the other one is frozen there when the graph is built
         with self.toggled_optimizer(discriminator_optimizer):
             terms = self.model.discriminator_loss(batch, penalty_scale=self._penalty_scale(), generator=self._noise)
+            if not len(terms["loss"]):
+                raise UserError(
+                    f"loader.batch_size={len(batch)} is too small for a whole pack; set it to at least model.packing"
+                )
             loss, numbers = self._reduce(terms, "discriminator_")
             self._descend(discriminator_optimizer, loss, self.place_in_round)
-        is_whole = len(self._round) == self.accumulate_batches
-        stepped = [discriminator_optimizer]
-        if is_whole and (self.num_rounds + 1) % self._n_critic == 0:
-            stepped.append(generator_optimizer)
+        if len(self._round) == self.accumulate_batches and (self.num_rounds + 1) % self._n_critic == 0:
             meter = Meter()
             with self.toggled_optimizer(generator_optimizer):
                 for place, one in enumerate(self._round):
@@ -101,18 +122,18 @@ class AdversarialTraining(TrainingModule):
                     meter.add(generator_numbers)
             numbers |= meter.take()
         self._count_batch(batch, numbers)
-        if is_whole and self.step % self._log_every_n_steps < self.accumulate_batches:
-            self.log_quantities(self._gradient_norms([optimizer.optimizer for optimizer in stepped]))
+        if self._gradient_norms:
+            self.log_quantities(self._gradient_norms)
+            self._gradient_norms = {}
 
-    def _gradient_norms(self, stepped: list[Optimizer]) -> dict[str, float]:
-        """Of the gradients that optimizers have just stepped with, as they saw them."""
-        norms = {}
-        for name, optimizer in zip(("generator", "discriminator"), self.trainer.optimizers, strict=True):
-            if any(optimizer is one for one in stepped):
-                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-                gradients = [weight.grad for weight in weights if weight.grad is not None]
-                norms[f"stability/{name}_gradient_norm"] = float(nn.utils.get_total_norm(gradients))
-        return norms
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Note the norm of a gradient, before it is clipped, in the round that curves are written in."""
+        if (self.step + 1) % self._log_every_n_steps < self.accumulate_batches:
+            name = "generator" if optimizer is self.trainer.optimizers[0] else "discriminator"
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            self._gradient_norms[f"stability/{name}_gradient_norm"] = float(norm)
+        super().on_before_optimizer_step(optimizer)
 
     def _penalty_scale(self) -> float:
         """Of this round's penalty: none between two, and with each one the weight of those that were left out."""
@@ -136,5 +157,5 @@ class AdversarialTraining(TrainingModule):
     def _validate(self, batch: Batch, noise: SampleNoise) -> None:
         scale = self._schedule.penalty_factor(self.examples_seen)
         terms = self.model.discriminator_loss(batch, penalty_scale=scale, generator=noise)
-        self._reduce_val(terms, batch, "discriminator_")
-        self._reduce_val(self.model.generator_loss(batch, generator=noise), batch, "generator_")
+        self._reduce_val(terms, "discriminator_")
+        self._reduce_val(self.model.generator_loss(batch, generator=noise), "generator_")

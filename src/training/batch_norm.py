@@ -13,12 +13,21 @@ from src.core.errors import UserError
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise
 
-__all__ = ["has_batch_norm", "renew_batch_norm"]
+__all__ = ["has_batch_norm", "renew_batch_norm", "require_batch_norm_samples"]
 
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether a network has running statistics of batches."""
     return bool(_norms(network))
+
+
+def require_batch_norm_samples(num_samples: int | None, batch_size: int) -> None:
+    """Raise `UserError` for a number of samples that is neither none nor a whole batch."""
+    if num_samples is None or (num_samples < batch_size and num_samples != 0):
+        raise UserError(
+            f"evaluation.batch_norm_samples={num_samples} must be at least loader.batch_size={batch_size}, or 0 for the "
+            "statistics of the trained weights"
+        )
 
 
 @torch.no_grad()
@@ -35,11 +44,7 @@ def renew_batch_norm(
         seed: of the noise.
         condition: classes `(num_samples,)` of a conditional model.
     """
-    if num_samples < batch_size:
-        raise UserError(
-            f"evaluation.batch_norm_samples={num_samples} must be at least loader.batch_size={batch_size}, or 0 for the "
-            "statistics of the trained weights"
-        )
+    require_batch_norm_samples(num_samples, batch_size)
     norms = _norms(network)
     before = [(norm.training, norm.momentum) for norm in norms]
     for norm in norms:

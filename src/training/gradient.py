@@ -47,4 +47,4 @@ class GradientTraining(TrainingModule):
         self._count_batch(batch, numbers)
 
     def _validate(self, batch: Batch, noise: SampleNoise) -> None:
-        self._reduce_val(self.model.loss(batch, generator=noise), batch)
+        self._reduce_val(self.model.loss(batch, generator=noise))

@@ -200,9 +200,11 @@ class TrainingModule(L.LightningModule, ABC):
             average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
             optimizer.step()
 
-    def _reduce_val(self, terms: Terms, batch: Batch, prefix: str = "") -> None:
+    def _reduce_val(self, terms: Terms, prefix: str = "") -> None:
+        if not (size := len(terms["loss"])):  # too few held-out examples on this rank for a pack of them
+            return
         _, numbers = reduce_terms(terms)
-        self._val_meter.add({prefix + name: number for name, number in numbers.items()}, weight=len(batch))
+        self._val_meter.add({prefix + name: number for name, number in numbers.items()}, weight=size)
 
     def _count_batch(self, batch: Batch, numbers: dict[str, float]) -> None:
         """End of a training step, after the optimizers: counters, averaged weights, curves."""

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from src.core.errors import UserError, require_at_least
+from src.core.errors import UserError, require_number
 
 __all__ = ["Constant", "Cosine", "Linear", "Schedule"]
 
 
 class Schedule(ABC):
     """A way from the settings as they are given to others."""
+
+    examples: float | None = None  # seen until its end
 
     @property
     def ends(self) -> dict[str, float]:
@@ -71,12 +73,17 @@ class _Change(Schedule):
     """
 
     def __init__(self, examples: float, lr_factor: float, penalty_factor: float, beta2: float | None) -> None:
-        require_at_least("training.schedule.examples", examples, 1)
-        require_at_least("training.schedule.lr_factor", lr_factor, 0)
-        require_at_least("training.schedule.penalty_factor", penalty_factor, 0)
+        require_number("training.schedule.examples", examples, 1)
+        require_number("training.schedule.lr_factor", lr_factor, 0)
+        require_number("training.schedule.penalty_factor", penalty_factor, 0)
         if beta2 is not None and not 0 <= beta2 < 1:
             raise UserError(f"training.schedule.beta2={beta2} must be at least 0 and below 1")
-        self._examples = examples
+        if lr_factor == penalty_factor == 1 and beta2 is None:
+            raise UserError(
+                "training.schedule changes nothing: set its lr_factor, penalty_factor or beta2, or choose "
+                "schedule@training.schedule=constant"
+            )
+        self.examples = examples
         self._ends = {"lr": lr_factor, "penalty": penalty_factor} | ({} if beta2 is None else {"beta2": beta2})
 
     @property
@@ -84,7 +91,7 @@ class _Change(Schedule):
         return self._ends
 
     def progress(self, examples_seen: float) -> float:
-        return min(1.0, examples_seen / self._examples)
+        return min(1.0, examples_seen / self.examples)
 
 
 class Linear(_Change):

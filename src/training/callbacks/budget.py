@@ -5,7 +5,7 @@ import lightning as L
 from src.core.errors import UserError
 from src.training.module import TrainingModule
 
-__all__ = ["StepBudget"]
+__all__ = ["StepBudget", "planned_steps"]
 
 
 class StepBudget(L.Callback):
@@ -28,3 +28,11 @@ class StepBudget(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
         if pl_module.step >= self.max_steps:
             trainer.should_stop = True
+
+
+def planned_steps(trainer: L.Trainer) -> int | None:
+    """Batches until the first limit of the training; None if it has none."""
+    limits = [callback.max_steps for callback in trainer.callbacks if isinstance(callback, StepBudget)]
+    if trainer.max_epochs != -1:
+        limits.append(int(trainer.num_training_batches) * trainer.max_epochs)
+    return min(limits, default=None)

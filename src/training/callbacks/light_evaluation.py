@@ -1,6 +1,7 @@
 """A light evaluation every few epochs: enough to see a collapse while it can still be stopped."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ class LightEvaluation(L.Callback):
         self.course = state_dict.get("course", {})
 
     def _note(self, name: str, value: float, sign: float | None, step: int) -> None:
-        if sign is None:  # no value is better than another by itself
+        if sign is None or not math.isfinite(value):  # no value is better than another by itself
             return
         now = {"value": value, "step": step}
         best = self.course.get(name, {}).get("best", now)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from src.core.errors import UserError
-from src.training.callbacks.budget import StepBudget
+from src.training.callbacks.budget import planned_steps
 from src.training.module import TrainingModule
 
 __all__ = ["EpochProgress"]
@@ -58,7 +58,7 @@ class EpochProgress(ProgressBar):
             TextColumn("{task.fields[numbers]}"),
         )
         self._bar = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-        self._task = self._bar.add_task("training", total=_num_steps(trainer), completed=pl_module.step, numbers="")
+        self._task = self._bar.add_task("training", total=planned_steps(trainer), completed=pl_module.step, numbers="")
         self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
@@ -88,11 +88,3 @@ class EpochProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _num_steps(trainer: L.Trainer) -> int | None:
-    """Batches until the first limit of the training; None if it has none."""
-    limits = [callback.max_steps for callback in trainer.callbacks if isinstance(callback, StepBudget)]
-    if trainer.max_epochs != -1:
-        limits.append(int(trainer.num_training_batches) * trainer.max_epochs)
-    return min(limits, default=None)
