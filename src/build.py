@@ -45,6 +45,10 @@ def build_model(node: DictConfig | dict[str, Any], spec: DataSpec, name: str) ->
         raise UserError(f"model={name} with data={spec.name}: {error}") from error
     except InstantiationException as error:
         raise _explained(error) from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"model={name} with data={spec.name}: its parts do not fit together: {error}") from error
 
 
 def _refuse_references(node: Any, path: str = "") -> None:

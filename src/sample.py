@@ -7,6 +7,7 @@ Of vectors it writes one .npy and one .csv, and pictures if they have two dimens
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SAMPLES, _ROWS = 64, 8  # where n is not given
+_PER_ROW, _MAX_CLASSES = 8, 20  # in a grid of samples; a column each in a grid
 _STEPS, _CURVE_POINTS, _CLASS_POINTS = 10, 200, 200  # in a row; of points on a curve, and of a class
 _DENSITY_SAMPLES = 50_000
 
@@ -36,7 +38,7 @@ def sample(config: DictConfig) -> None:
     from src.experiment import load_data, load_spec, load_trained_model
     from src.sample_files import SampleFiles
 
-    run = Run.open(Path(config.run))
+    run = Run.open(Path(str(config.run)))
     of_run = run.config()
     spec = load_spec(run, of_run)
     model, about = load_trained_model(run, of_run, spec, config.checkpoint)
@@ -50,20 +52,23 @@ def sample(config: DictConfig) -> None:
         sampler = Sampler(model, spec.num_classes, config.seed, config.batch_size, chosen, config.truncation)
     except NotApplicable as reason:
         raise UserError(f"truncation={config.truncation} cannot be asked of model={name}: {reason}") from reason
-    folder = Path(config.out) if config.out else run.samples / _folder_name(config, about["checkpoint"], chosen)
-    files = SampleFiles(folder, spec, functools.cache(lambda: load_data(of_run)))
+    folder = _given_folder(config) or run.samples / _folder_name(config, about["checkpoint"], chosen)
+    is_of_run = run.samples.resolve() in folder.resolve().parents
+    files = SampleFiles(folder, spec, functools.cache(lambda: load_data(of_run)), is_of_run)
     try:
         drawn = _PICTURES[config.picture](sampler, files, spec, config)
     except NotApplicable as reason:
         raise UserError(f"picture={config.picture} cannot be asked of model={name}: {reason}") from reason
-    truncated = f"; {sampler.truncated}" if sampler.truncated else ""
-    log.info(f"{drawn} of the {about['checkpoint']} checkpoint ({about['weights']} weights{truncated}) in {folder}")
+    truncation = sampler.truncation_in_words(is_between=config.picture == "interpolation")
+    how = "; ".join(filter(None, [f"{about['weights']} weights", truncation]))
+    log.info(f"{drawn} of the {about['checkpoint']} checkpoint ({how}) in {folder}")
 
 
 def _draw_samples(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
     n = config.n or _SAMPLES
     classes = sampler.classes_of(n)
-    files.write_samples(sampler.samples(n), classes, take_turns=classes is not None and config.condition is None)
+    is_column_a_class = classes is not None and config.condition is None and spec.num_classes <= _MAX_CLASSES
+    files.write_samples(sampler.samples(n), classes, spec.num_classes if is_column_a_class else _PER_ROW)
     if not files.has_density:
         return f"{n} samples"
     return f"{n} samples and {files.write_density(sampler.samples(_DENSITY_SAMPLES))} of {_DENSITY_SAMPLES:,} more"
@@ -77,9 +82,10 @@ def _draw_interpolation(sampler: "Sampler", files: "SampleFiles", spec: "DataSpe
 
 def _draw_classes(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
     is_points = files.has_density
-    drawn = sampler.classes(config.n or (_CLASS_POINTS if is_points else _ROWS), spec.num_classes)
+    drawn = sampler.classes(config.n or (_CLASS_POINTS if is_points else _ROWS), min(spec.num_classes, _MAX_CLASSES))
     name = files.write_rows("classes", drawn.transpose(0, 1) if is_points else drawn)
-    return f"{name} with {drawn.shape[0]} latents for each of {drawn.shape[1]} classes"
+    first = f"the first {_MAX_CLASSES} of " if spec.num_classes > _MAX_CLASSES else ""
+    return f"{name} with {drawn.shape[0]} latents for each of {first}{spec.num_classes} classes"
 
 
 def _draw_styles(sampler: "Sampler", files: "SampleFiles", spec: "DataSpec", config: DictConfig) -> str:
@@ -94,6 +100,10 @@ _PICTURES: dict[str, Callable[["Sampler", "SampleFiles", "DataSpec", DictConfig]
     "styles": _draw_styles,
 }
 _ONLY_FOR = {"steps": ("interpolation",), "crossover": ("styles",), "condition": ("samples", "interpolation", "styles")}
+
+
+def _given_folder(config: DictConfig) -> Path | None:
+    return None if config.out in (None, "") else Path(str(config.out))  # a number, too, is the name of a folder
 
 
 def _folder_name(config: DictConfig, checkpoint: str, chosen: int | None) -> str:
@@ -113,9 +123,15 @@ def _class_number(given: int | str, names: tuple[str, ...]) -> int:
 
 
 def _check(config: DictConfig) -> None:
-    Run.open(Path(config.run))
+    if config.run is None:
+        raise UserError("run=null is no directory of a run; give one, as in run=outputs/digits/vae/...")
+    Run.open(Path(str(config.run)))
+    _require_folder(_given_folder(config))
     if config.picture not in _PICTURES:
         raise UserError(f"picture={config.picture} is not known; allowed: {', '.join(_PICTURES)}")
+    for key in ("seed", "batch_size"):
+        if config[key] is None:
+            raise UserError(f"{key}=null must be a whole number")
     for key, least in (("n", 1), ("batch_size", 1), ("steps", 2), ("crossover", 0)):
         _require_whole(key, config[key])
         require_at_least(key, config[key], least)
@@ -126,6 +142,13 @@ def _check(config: DictConfig) -> None:
                 f"it is for picture={' or picture='.join(pictures)}"
             )
     _require_truncation(config.truncation)
+
+
+def _require_folder(out: Path | None) -> None:
+    """Refuse a folder that is a file or below one."""
+    existing = next((path for path in (out, *out.parents) if os.path.lexists(path)), None) if out else None
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"out={out} cannot be a folder, since {existing} is a file; give another folder")
 
 
 def _require_whole(key: str, value: object) -> None:

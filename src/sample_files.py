@@ -1,5 +1,8 @@
-"""The files of what was drawn: PNG files of images, arrays and pictures of points."""
+"""The files of what was drawn: PNG files of images, arrays and pictures of points; other files are left alone."""
 
+import json
+import os
+import re
 from collections.abc import Callable
 from csv import writer as csv_writer
 from pathlib import Path
@@ -18,9 +21,10 @@ from src.training.callbacks.point_pictures import curve_picture, density_picture
 
 __all__ = ["SampleFiles"]
 
-_GRID = "grid.png"
-_POINTS = ("points.csv", "points.npy")  # in the order they are written
-_PER_ROW = 8
+_MARKER = ".drawn"
+_DIGITS = 5  # at least, of the number of an image
+_SAMPLE = re.compile(rf"\d{{{_DIGITS},}}\.png")
+_MAIN = re.compile(r"(grid|points|density|interpolation|classes|styles)\.(png|npy|csv)")
 
 
 class SampleFiles:
@@ -30,36 +34,37 @@ class SampleFiles:
         folder: made when it is needed.
         spec: what the examples are.
         load_data: the data set, behind pictures of points.
+        is_of_run: whether the folder is one that a run keeps for samples. There, what has no marker is of an older version.
     """
 
-    def __init__(self, folder: Path, spec: DataSpec, load_data: Callable[[], ArrayData]) -> None:
+    def __init__(self, folder: Path, spec: DataSpec, load_data: Callable[[], ArrayData], is_of_run: bool) -> None:
         self._folder = folder
         self._spec = spec
         self._load_data = load_data
+        self._own = _OwnFiles(folder, is_of_run)
         self.has_density = is_drawn_as_points(spec)
 
-    def write_samples(self, x: Tensor, classes: Tensor | None, take_turns: bool) -> str:
+    def write_samples(self, x: Tensor, classes: Tensor | None, per_row: int) -> str:
         """Images `(N, *event)` as a PNG file each, and a grid; vectors as points.npy and points.csv, and a picture."""
-        if self._spec.modality == "image":
-            return self._write_images(x, self._spec.num_classes if take_turns else _PER_ROW)
-        return self._write_points(x, classes)
+        return self._write_images(x, per_row) if self._spec.modality == "image" else self._write_points(x, classes)
 
     def write_rows(self, kind: str, x: Tensor) -> str:
         """Images `(num_rows, num_columns, *event)` as one grid KIND.png; vectors as KIND.npy.
 
         Of points in the plane KIND.png has each row in a colour of its own.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         if self._spec.modality == "image":
+            self._own.claim([f"{kind}.png"])
             return self._save(image_grid(self._spec, x.flatten(0, 1), x.shape[1]), f"{kind}.png")
+        self._own.claim([f"{kind}.npy", *([f"{kind}.png"] if self.has_density else [])])
         np.save(self._folder / f"{kind}.npy", x.flatten(2).float().cpu().numpy())
-        if not is_drawn_as_points(self._spec):
+        if not self.has_density:
             return f"{kind}.npy"
         return self._save(curve_picture(x, self._load_data().held_out_points()), f"{kind}.png")
 
     def write_styles(self, drawn: MixedStyles) -> str:
         """One grid styles.png: the sources of the coarse styles above, of the fine ones on the left."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._own.claim(["styles.png"])
         middle = (self._spec.values.low + self._spec.values.high) / 2
         corner = torch.full_like(drawn.coarse[:1], middle)
         rows = [torch.cat([drawn.fine[:, None], drawn.mixed], 1).flatten(0, 1)]
@@ -68,46 +73,91 @@ class SampleFiles:
 
     def write_density(self, x: Tensor) -> str:
         """The density of points `(N, 2)` beside that of the data."""
+        self._own.claim(["density.png"])
         data = self._load_data()
         mixture = data.arrays.mixture
         picture = density_picture(x, data.held_out_points(), None if mixture is None else mixture.log_prob)
         return self._save(picture, "density.png")
 
     def _write_images(self, x: Tensor, per_row: int) -> str:
-        self._empty()
-        name = self._save(image_grid(self._spec, x, per_row), _GRID)
-        width = max(5, len(str(len(x) - 1)))
-        for i, image in enumerate(self._spec.to_bytes(x).cpu()):
-            save_image(image / 255, self._folder / f"{i:0{width}d}.png")
-        return name
+        width = max(_DIGITS, len(str(len(x) - 1)))
+        names = [f"{i:0{width}d}.png" for i in range(len(x))]
+        self._own.claim(["grid.png", *names], instead_of=_SAMPLE)
+        for name, image in zip(names, self._spec.to_bytes(x).cpu(), strict=True):
+            self._save(image, name)
+        return self._save(image_grid(self._spec, x, per_row), "grid.png")
 
     def _write_points(self, samples: Tensor, classes: Tensor | None) -> str:
         """All values `(n, D)` as float32 in points.npy and, with a name and a class for each column, in points.csv."""
-        csv, npy = (self._folder / name for name in _POINTS)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if npy.exists() and not csv.exists():  # ours is written behind the other
-            raise UserError(f"out={self._folder} holds points of someone else ({npy.name}); give another folder")
+        pictures = ["points.png", "density.png"] if self.has_density else []  # density.png: all of it or nothing
+        self._own.claim(["points.csv", "points.npy", *pictures])
         x = samples.flatten(1).float().cpu().numpy()
         names = None if classes is None else [self._spec.class_names[k] for k in classes.tolist()]
-        with csv.open("w", newline="") as file:
+        with (self._folder / "points.csv").open("w", newline="") as file:
             writer = csv_writer(file)
             writer.writerow([f"x{i}" for i in range(x.shape[1])] + ([] if names is None else ["class"]))
             for i, row in enumerate(x.tolist()):
                 writer.writerow(row if names is None else [*row, names[i]])
-        np.save(npy, x)
-        if is_drawn_as_points(self._spec):
+        np.save(self._folder / "points.npy", x)
+        if self.has_density:
             self._save(point_picture(samples, self._load_data().held_out_points()), "points.png")
-        return npy.name
+        return "points.npy"
 
     def _save(self, picture: Tensor, name: str) -> str:
         save_image(picture / 255, self._folder / name)
         return name
 
-    def _empty(self) -> None:
-        """Make the folder, or remove the samples of an earlier call; the grid, written first, tells that they are ours."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        numbered = [file for file in self._folder.glob("*.png") if file.stem.isdecimal()]
-        if numbered and not (self._folder / _GRID).exists():
-            raise UserError(f"out={self._folder} holds pictures of someone else ({numbered[0].name}); give another folder")
-        for file in numbered:
-            file.unlink()
+
+class _OwnFiles:
+    """Which files of a folder this program has drawn: those that its file .drawn names. All others are left alone.
+
+    Args:
+        folder: made with the first claim.
+        adopts: without .drawn, whether files with names that this program gives are its own.
+    """
+
+    def __init__(self, folder: Path, adopts: bool) -> None:
+        self._folder = folder
+        self._adopts = adopts
+
+    def claim(self, names: list[str], instead_of: re.Pattern[str] | None = None) -> None:
+        """Make files of these names ours, before they are written, and remove those of ours that they are instead of.
+
+        Raises:
+            UserError: one of them is there and not ours; nothing has been changed then. Or the folder cannot be written to.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            ours = self._ours()
+            for name in names:
+                if name not in ours and os.path.lexists(self._folder / name):
+                    raise self._foreign(name)
+            outdated = {name for name in ours if instead_of is not None and instead_of.fullmatch(name)}
+            for name in outdated:
+                (self._folder / name).unlink()
+            self._list({*(ours - outdated), *names})
+        except OSError as error:
+            raise UserError(f"out={self._folder} cannot be written to ({error.strerror}); give another folder") from error
+
+    def _ours(self) -> set[str]:
+        """The names of our files that are still there."""
+        marker = self._folder / _MARKER
+        if not marker.exists():
+            there = {file.name for file in self._folder.iterdir()} if self._adopts else set()
+            return {name for name in there if _SAMPLE.fullmatch(name) or _MAIN.fullmatch(name)}
+        try:
+            listed = json.loads(marker.read_text())
+        except ValueError as error:
+            raise self._foreign(_MARKER) from error
+        if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed)):
+            raise self._foreign(_MARKER)
+        return {name for name in listed if os.path.lexists(self._folder / name)}
+
+    def _list(self, names: set[str]) -> None:
+        """Write the marker in one step, so that a call that is killed leaves the old one or the new one."""
+        unfinished = self._folder / f"{_MARKER}.unfinished"
+        unfinished.write_text(json.dumps(sorted(names)))
+        unfinished.replace(self._folder / _MARKER)
+
+    def _foreign(self, name: str) -> UserError:
+        return UserError(f"out={self._folder} holds {name}, which was not drawn by this program; give another folder")

@@ -401,3 +401,34 @@ def takes(recipe: str, choice: str) -> None:
         build(config.training)
     except UserError as error:
         assert re.search(EXPECTED, str(error)), error  # noqa: PT017 - either way is right
+
+
+@pytest.mark.parametrize(
+    ("model", "mistake", "words"),
+    [
+        ("dcgan", "discriminator.width=null", r"width=null, which must be a whole number of at least 1"),
+        ("r3gan", "generator.num_blocks=0", r"num_blocks=0, which must be"),
+        ("r3gan", "generator.group_size=0", r"group_size=0, which must be"),
+        ("stylegan2", "generator.style_dim=0", r"style_dim=0, which must be"),
+        ("pacgan", "discriminator.num_pieces=0", r"num_pieces=0, which must be"),
+        ("gan", "model.latent_dim=null", r"model\.latent_dim=null must be a number of at least 1"),
+        ("wgan_gp", "penalty.weight=null", r"penalty\.weight=null must be a number of at least 0"),
+        ("wgan_gp", "adversarial_loss.drift=-1.0", r"adversarial_loss\.drift=-1\.0 must be at least 0"),
+        ("projection_gan", "network@discriminator=small_classifier", r"parts do not fit together: .*unexpected keyword"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_a_sentence(model, mistake, words):
+    config = compose_config(f"model={model}", "metric=[]", mistake)
+    spec = DataSpec("made_up", "image", (1, 16, 16), Values(DISCRETE, -1, 1, 256), tuple("abc"))
+    with pytest.raises(UserError, match=words):
+        build_model(config.model, spec, model)
+
+
+def test_a_batch_without_a_whole_pack_is_refused_and_a_held_out_one_counts_for_nothing(cache, tmp_path):
+    arguments = ("model=gan", "model.packing=7", f"data.cache={cache}", "trainer.accelerator=cpu", "metric=[]")
+    said = call("train", *arguments, "loader.batch_size=4", f"hydra.run.dir={tmp_path / 'small'}", "trainer.max_steps=2")
+    assert said.code == 1
+    assert "loader.batch_size=4 is too small for a whole pack; set it to at least model.packing" in said.text
+    left = ("loader.eval_batch_size=199", "trainer.max_steps=2", f"hydra.run.dir={tmp_path / 'left'}")  # of 200
+    said = call("train", *arguments, *left)
+    assert said.code == 0, said.text

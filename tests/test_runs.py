@@ -447,11 +447,13 @@ def test_fewer_samples_leave_none_of_an_earlier_call(copied):
 
 
 def test_pictures_of_someone_else_are_left_alone(copied, tmp_path):
-    (tmp_path / "00001.png").write_text("mine")
-    said = call("sample", f"run={copied.path}", "n=2", f"out={tmp_path}")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "00001.png").write_text("mine")
+    said = call("sample", f"run={copied.path}", "n=2", f"out={out}")
     assert said.code == 1
-    assert f"out={tmp_path} holds 00001.png, which was not drawn by this program; give another folder" in said.text
-    assert [file.name for file in tmp_path.iterdir()] == ["00001.png"]
+    assert f"out={out} holds 00001.png, which was not drawn by this program; give another folder" in said.text
+    assert [file.name for file in out.iterdir()] == ["00001.png"]
 
 
 @pytest.mark.parametrize("name", ["cgan"])

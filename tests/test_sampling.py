@@ -1,12 +1,15 @@
 """Ways to look at what a model draws: interpolations, truncation, classes, mixed styles, densities of points."""
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +23,8 @@ from src.core.mixture import IsotropicMixture
 from src.core.protocols import CanDecode
 from src.core.rng import SampleNoise
 from src.evaluation.protocol import draw_samples
+from src.sample import _draw_classes, _draw_samples
+from src.sample_files import SampleFiles
 from src.training.callbacks.point_pictures import curve_picture, density_picture, histogram_density
 from tests.commands import Trained, call, train
 from tests.configs import compose_config
@@ -78,6 +83,27 @@ def test_noise_between_two_is_normal_again_and_there_is_none_between_uniform_val
     assert float(z.std()) == pytest.approx(1, abs=0.02)
     with pytest.raises(NotApplicable, match="uniform"):
         between.uniform((2, 2), torch.zeros(()))
+
+
+class _OnAppleGPU(Tensor):
+    """A tensor that says that it is on Apple's GPU, and like one has no float64."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("mps")
+
+    def double(self) -> Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_on_a_gpu_without_float64_latents_are_those_of_the_cpu():
+    a, b = (z.float() for z in _latents())
+    a_there, b_there = a.as_subclass(_OnAppleGPU), b.as_subclass(_OnAppleGPU)
+    assert torch.equal(slerp(a_there, b_there, 0.3).cpu(), slerp(a, b, 0.3))
+    assert torch.equal(truncate_normal(a_there, 0.5).cpu(), truncate_normal(a, 0.5))
 
 
 # --- the truncated normal distribution -------------------------------------------------------------------------------
@@ -154,6 +180,26 @@ def test_rows_end_in_the_samples_and_do_not_depend_on_the_batch_size(model):
     assert not torch.allclose(rows[:, 0], rows[:, 1])
     in_parts = _sampler(model, batch_size=2, condition=1 if model.is_conditional else None)
     _close(in_parts.interpolations(3, 4), rows)
+
+
+@pytest.mark.parametrize("name", ["cgan", "cvae"])
+def test_rows_of_a_conditional_model_keep_the_class_they_begin_with(name):
+    model = _model(name)
+    rows = _sampler(model).interpolations(2, 3)
+    for r in range(2):
+        of_class = _sampler(model, condition=r).samples(4)
+        _close(rows[r, [0, -1]], of_class[[r, 2 + r]])
+    assert not torch.allclose(rows[:, -1], _sampler(model).samples(4)[2:])
+
+
+def test_between_truncated_samples_the_words_bound_the_ends_alone():
+    sampler = _sampler(_model("gan"), truncation=0.5)
+    z = sampler._between(range(200), 200, 0.5).normal((200, 2), torch.zeros(()))
+    assert float(z.abs().max()) > 0.5
+    bound = "of a normal distribution truncated to |z_i| <= 0.5"
+    assert sampler.truncation_in_words(is_between=False) == f"z {bound}"
+    assert sampler.truncation_in_words(is_between=True) == f"z of the ends, not those between them, {bound}"
+    assert _sampler(_model("gan")).truncation_in_words(is_between=True) == ""
 
 
 def test_truncated_samples_do_not_depend_on_the_batch_size_and_become_one(model):
@@ -252,6 +298,12 @@ def test_truncated_styles_are_as_they_were_at_one_and_the_mean_at_zero(styled):
     _close(styles, styled.generator.mean_style.expand_as(styles))
 
 
+def test_at_zero_truncation_styles_lose_the_class_and_keep_the_noise_of_the_layers(styled):
+    a, b = (_sampler(styled, truncation=0.0, condition=k if styled.is_conditional else None).samples(2) for k in (0, 1))
+    _close(a, b)
+    assert not torch.allclose(a[0], a[1])
+
+
 def test_crossover_behind_the_last_layer_and_styles_of_others_are_refused(styled):
     with pytest.raises(UserError, match=r"crossover=99 must be at most \d+, the number of styles"):
         _sampler(styled).mixed_styles(2, 99)
@@ -345,7 +397,7 @@ def test_each_kind_of_picture_has_files_of_its_own(trained, tmp_path):
     said = _drawn(run, out, "n=2", "picture=interpolation", "steps=3")
     assert "interpolation.png with 2 rows of 3 steps of the " in said
     _drawn(run, out, "n=2", "picture=classes")
-    pictures = {*(f"{i:05d}.png" for i in range(8)), "grid.png", "interpolation.png", "classes.png"}
+    pictures = {*(f"{i:05d}.png" for i in range(8)), "grid.png", "interpolation.png", "classes.png", ".drawn"}
     assert {file.name for file in out.iterdir()} == pictures
     samples, rows, classes = (_tiles(out / f"{name}.png") for name in ("grid", "interpolation", "classes"))
     assert (rows.shape[:2], classes.shape[:2]) == ((2, 3), (2, 10))
@@ -362,6 +414,122 @@ def test_another_truncation_or_class_goes_into_another_folder(trained, tmp_path)
     assert "z of a normal distribution truncated to |z_i| <= 0.5" in said.text
     (folder,) = run.samples.glob("drawn_*_condition3_truncation0.5")
     assert (folder / "grid.png").is_file()
+    said = call("sample", f"run={run.path}", "n=2", "picture=interpolation", "truncation=0.5", f"out={tmp_path}")
+    assert "z of the ends, not those between them, of a normal distribution truncated to |z_i| <= 0.5" in said.text
+
+
+def _in_folder(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "arguments"),
+    [
+        ("vae", "grid.png", ["n=2"]),
+        ("vae", "00001.png", ["n=2"]),
+        ("vae", "interpolation.png", ["picture=interpolation"]),
+        ("cgan", "classes.png", ["picture=classes"]),
+        ("styled", "styles.png", ["picture=styles", "n=2"]),
+        ("points", "points.csv", ["n=2"]),
+        ("points", "points.png", ["n=2"]),
+        ("points", "density.png", ["n=2"]),
+        ("points", "interpolation.npy", ["picture=interpolation"]),
+        ("points", "interpolation.png", ["picture=interpolation"]),
+        ("vae", ".drawn", ["n=2"]),
+    ],
+)
+def test_file_of_someone_else_is_never_overwritten(trained, request, tmp_path, model, name, arguments):
+    run = request.getfixturevalue(f"{model}_run") if model in ("styled", "points") else trained(model)
+    (tmp_path / name).write_text("mine")
+    said = call("sample", f"run={run.run.path}", f"out={tmp_path}", *arguments)
+    assert said.code == 1
+    assert f"error: out={tmp_path} holds {name}, which was not drawn by this program; give another folder" in said.text
+    assert _in_folder(tmp_path) == {name: b"mine"}
+
+
+def test_picture_of_someone_else_is_never_deleted_nor_becomes_ours(trained, tmp_path):
+    run = trained("vae")
+    for name in ("2019.png", "00007.png"):
+        (tmp_path / name).write_text("mine")
+    _drawn(run, tmp_path, "n=3")
+    _drawn(run, tmp_path, "n=2")
+    (tmp_path / "00002.png").write_text("mine")  # was ours, until it was removed
+    drawn = {"00000.png", "00001.png", "grid.png"}
+    assert set(json.loads((tmp_path / ".drawn").read_text())) == drawn
+    before = _in_folder(tmp_path)
+    assert {name for name, content in before.items() if content == b"mine"} == {"2019.png", "00007.png", "00002.png"}
+    assert "holds 00002.png, which was not" in call("sample", f"run={run.run.path}", f"out={tmp_path}", "n=3").text
+    assert _in_folder(tmp_path) == before
+    _drawn(run, tmp_path, "n=1")
+    assert set(_in_folder(tmp_path)) == {*before} - {"00001.png"}
+
+
+def test_call_that_was_killed_owns_what_it_had_written(trained, tmp_path, monkeypatch):
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    run = trained("vae")
+    _drawn(run, tmp_path, "n=2")
+    with monkeypatch.context() as patched:
+        patched.setattr("src.sample_files.image_grid", killed)  # behind the images
+        with pytest.raises(KeyboardInterrupt):
+            call("sample", f"run={run.run.path}", f"out={tmp_path}", "n=5")
+    assert (tmp_path / "00004.png").is_file()
+    _drawn(run, tmp_path, "n=3")
+    assert set(_in_folder(tmp_path)) == {".drawn", "grid.png", *(f"{i:05d}.png" for i in range(3))}
+
+
+def test_folder_of_the_run_from_before_there_were_markers_is_ours(trained, tmp_path):
+    shutil.copytree(trained("vae").run.path, tmp_path / "run")
+    folder = tmp_path / "run" / "samples" / "old"
+    folder.mkdir()
+    for name in ("00000.png", "00009.png", "grid.png", "2019.png", "notes.txt"):
+        (folder / name).write_text("old")
+    said = call("sample", f"run={tmp_path / 'run'}", f"out={folder}", "n=2")
+    assert said.code == 0, said.text
+    files = _in_folder(folder)
+    assert {*files} == {".drawn", "00000.png", "00001.png", "grid.png", "2019.png", "notes.txt"}
+    assert {name for name, content in files.items() if content == b"old"} == {"2019.png", "notes.txt"}
+    (folder.parent / "grid.png").write_text("mine")
+    said = call("sample", f"run={tmp_path / 'run'}", f"out={folder.parent}", "n=2")
+    assert "holds grid.png, which was not drawn by this program" in said.text
+
+
+def test_folder_that_cannot_be_made_is_named(trained, tmp_path):
+    file, long = tmp_path / "file", tmp_path / ("a" * 300)
+    file.write_text("mine")
+    below = f"cannot be a folder, since {file} is a file; give another folder"
+    why = "cannot be written to (File name too long); give another folder"
+    for out, sentence in ((file, below), (file / "sub", below), (long, why)):
+        said = call("sample", f"run={trained('vae').run.path}", f"out={out}", "n=1")
+        assert said.code == 1
+        assert f"error: out={out} {sentence}" in said.text
+    assert file.read_text() == "mine"
+
+
+class _OfManyClasses(nn.Module):
+    """A conditional model that draws the class it is asked for."""
+
+    is_conditional = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def sample(self, n: int, condition: Tensor, *, generator: SampleNoise) -> Tensor:
+        return (condition / 1000).reshape(n, 1, 1, 1).expand(n, 1, 32, 32)
+
+
+@pytest.mark.parametrize(("num_classes", "per_row", "shown"), [(20, 20, 20), (21, 8, 20), (1000, 8, 20)])
+def test_of_many_classes_the_first_are_shown(tmp_path, num_classes, per_row, shown):
+    spec = image_spec((1, 32, 32), "discrete", num_classes=num_classes)
+    sampler, config = Sampler(_OfManyClasses(), num_classes, 0, 100), OmegaConf.create({"n": None, "condition": None})
+    files = SampleFiles(tmp_path, spec, lambda: None, is_of_run=False)
+    _draw_samples(sampler, files, spec, config)
+    assert _tiles(tmp_path / "grid.png").shape[1] == per_row
+    of = f"the first 20 of {num_classes}" if num_classes > shown else str(num_classes)
+    assert _draw_classes(sampler, files, spec, config) == f"classes.png with 8 latents for each of {of} classes"
+    assert _tiles(tmp_path / "classes.png").shape[:2] == (8, shown)
 
 
 def test_styles_are_mixed_and_truncated(styled_run, tmp_path):
@@ -396,6 +564,10 @@ def test_points_are_drawn_as_a_density_and_as_curves(points_run, tmp_path):
         ("cvae", ["picture=classes", "condition=1"], "condition=1 is nothing that picture=classes takes"),
         ("vae", ["picture=styles"], "picture=styles cannot be asked of model=vae: its generator has no styles"),
         ("vae", ["condition=1"], "condition=1 cannot be asked of model=vae: it is not conditional"),
+        ("vae", ["seed=null"], "seed=null must be a whole number"),
+        ("vae", ["batch_size=null"], "batch_size=null must be a whole number"),
+        ("vae", ["run=null"], "run=null is no directory of a run; give one, as in run=outputs/"),
+        ("vae", ["run=2024"], "run=2024 does not exist; give the directory of a run"),
         ("vae", ["class=1"], "class is not a key of the config; allowed: run, picture, n, condition, truncation"),
     ],
 )

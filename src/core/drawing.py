@@ -44,8 +44,9 @@ class Sampler:
         seed: of the noise.
         batch_size: drawn at a time; does not change what is drawn.
         condition: the class of all samples; None: the classes take turns. A model that is not conditional has none.
-        truncation: None for none. Of a model with styles, psi: the styles are moved towards their mean, at 1 not at all,
-            at 0 onto it. Of another model whose z is N(0, I), the bound of a truncated normal: |z_i| <= truncation.
+        truncation: None for none. Of a model with styles, psi: the styles are moved towards their mean over all classes,
+            at 1 not at all, at 0 onto it, where the class is lost. Of another model whose z is N(0, I), the bound of a
+            truncated normal: |z_i| <= truncation of every sample; an arc between two of them may leave this bound.
 
     Raises:
         NotApplicable: the model has neither styles nor such a z, and shall be truncated.
@@ -72,12 +73,14 @@ class Sampler:
         if self._bound is not None and not isinstance(model, CanDecode):
             raise NotApplicable("it has no z of N(0, I) to truncate, and no styles")
 
-    @property
-    def truncated(self) -> str:
-        """What the truncation does, in words; empty without one."""
+    def truncation_in_words(self, is_between: bool) -> str:
+        """What the truncation does to samples, or to what is between two of them; empty without one."""
         if self._psi is not None:
             return f"styles at {self._psi:g} of their distance from the mean style"
-        return "" if self._bound is None else f"z of a normal distribution truncated to |z_i| <= {self._bound:g}"
+        if self._bound is None:
+            return ""
+        whose = "z of the ends, not those between them," if is_between else "z"
+        return f"{whose} of a normal distribution truncated to |z_i| <= {self._bound:g}"
 
     @torch.no_grad()
     def samples(self, n: int) -> Tensor:
@@ -93,8 +96,9 @@ class Sampler:
     def interpolations(self, n: int, num_steps: int) -> Tensor:
         """Rows on the arcs from the noise of sample r to that of sample n + r, `(n, num_steps, *event)`.
 
-        All of a row are of the class of sample r. Of a generator with noise besides z this noise, too, goes along its arc,
-        so that the ends are the samples.
+        All of a row are of the class of sample r. So it begins with sample r, and ends with what the noise of sample n + r
+        gives in that class: with sample n + r itself if the model is not conditional, or both are of one class. Of a
+        generator with noise besides z this noise, too, goes along its arc.
         """
         shares = [k / (num_steps - 1) for k in range(num_steps)]
         rows = [

@@ -1,6 +1,6 @@
 """The exceptions that carry a sentence for the user."""
 
-__all__ = ["NotApplicable", "PrunedError", "UserError", "require_at_least", "require_number"]
+__all__ = ["NotApplicable", "PrunedError", "UserError", "require_at_least", "require_number", "require_sizes"]
 
 
 class UserError(ValueError):
@@ -23,6 +23,14 @@ def require_number(key: str, value: float | None, least: float) -> None:
     if value is None:
         raise UserError(f"{key}=null must be a number of at least {least}")
     require_at_least(key, value, least)
+
+
+def require_sizes(**sizes: int | None) -> None:
+    """Raise `UserError` unless all of these settings of a network are whole numbers of at least 1."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            given = "null" if value is None else value
+            raise UserError(f"has a network with {name}={given}, which must be a whole number of at least 1")
 
 
 def require_at_least(key: str, value: float | None, least: float) -> None:

@@ -31,7 +31,7 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
 
     Rows of one direction, of opposite ones or of zeros span no arc: between them the line is straight.
     """
-    a, b = start.flatten(1).double(), end.flatten(1).double()
+    a, b = _to_float64(start.flatten(1)), _to_float64(end.flatten(1))
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     angle = cosine.clamp(-1, 1).acos()[:, None]
     sine = angle.sin()
@@ -47,7 +47,7 @@ def truncate_normal(z: Tensor, bound: float) -> Tensor:
     depends on one draw alone.
     """
     inside = math.erf(bound / math.sqrt(2))  # P(|z| <= bound)
-    truncated = math.sqrt(2) * torch.erfinv(torch.erf(z.double() / math.sqrt(2)) * inside)
+    truncated = math.sqrt(2) * torch.erfinv(torch.erf(_to_float64(z) / math.sqrt(2)) * inside)
     return truncated.to(z).clamp(-bound, bound)
 
 
@@ -78,3 +78,8 @@ class BetweenNoise(Noise):
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         raise NotApplicable("it draws from uniform noise, between two values of which there is no natural way")
+
+
+def _to_float64(z: Tensor) -> Tensor:
+    """On the CPU what is on Apple's GPU, which has no float64; all else where it is."""
+    return (z.cpu() if z.device.type == "mps" else z).double()

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from src.core.errors import UserError
+from src.core.errors import UserError, require_sizes
 from src.core.shapes import append_condition
 from src.networks.conditional_norm import batch_norm_for, require_batch_norm, run_layers
 
@@ -43,6 +43,7 @@ class ConvEncoder(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width)
         _, num_blocks = base_and_doublings(in_shape)
         self._out_shape = tuple(out_shape)
         channels = [in_shape[0] + condition_dim] + [width * 2**i for i in range(num_blocks)]
@@ -99,6 +100,7 @@ class ConvDecoder(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width)
         base, num_blocks = base_and_doublings(out_shape)
         norm_dim = require_batch_norm(conditional_batch_norm, batch_norm, condition_dim)
         self._appends_condition = norm_dim == 0

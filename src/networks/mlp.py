@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from src.core.errors import require_sizes
 from src.core.shapes import append_condition
 from src.networks.conditional_norm import batch_norm_for, require_batch_norm, run_layers
 from src.networks.convolutional import normal_init
@@ -39,6 +40,7 @@ class MLP(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         self._out_shape = tuple(out_shape)
         norm_dim = require_batch_norm(conditional_batch_norm, batch_norm and len(hidden) > 0, condition_dim)
         self._appends_condition = norm_dim == 0
@@ -94,6 +96,7 @@ class MaxoutMLP(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(num_pieces=num_pieces, **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         self._out_shape = tuple(out_shape)
         self._num_pieces = num_pieces
         widths = [math.prod(in_shape) + condition_dim, *hidden]

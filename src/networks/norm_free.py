@@ -23,7 +23,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from src.core.errors import UserError
+from src.core.errors import UserError, require_sizes
 from src.core.shapes import append_condition
 from src.networks.convolutional import base_and_doublings, crop
 from src.networks.resampling import downsample, stage_channels, upsample
@@ -65,6 +65,7 @@ class NormFreeGenerator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width, max_width=max_width, num_blocks=num_blocks, expansion=expansion, group_size=group_size)
         base, num_doublings = base_and_doublings(out_shape)
         channels = stage_channels(width, max_width, num_doublings)[::-1]
         z_dim = math.prod(in_shape)
@@ -120,6 +121,7 @@ class NormFreeDiscriminator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width, max_width=max_width, num_blocks=num_blocks, expansion=expansion, group_size=group_size)
         base, num_halvings = base_and_doublings(in_shape)
         channels = stage_channels(width, max_width, num_halvings)
         self.num_features = channels[-1]

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from src.core.errors import require_sizes
 from src.core.shapes import append_condition
 from src.networks.conditional_norm import batch_norm_for, require_batch_norm, run_layers
 from src.networks.convolutional import base_and_doublings, crop
@@ -55,6 +56,7 @@ class ResidualGenerator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width)
         base, num_blocks = base_and_doublings(out_shape)
         norm_dim = require_batch_norm(conditional_batch_norm, batch_norm, condition_dim)
         self._appends_condition = norm_dim == 0
@@ -95,6 +97,7 @@ class ResidualDiscriminator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        require_sizes(width=width)
         base_and_doublings(in_shape)  # refuses what is no square image
         self._out_shape = tuple(out_shape)
         num_halvings = max(1, round(math.log2(in_shape[-1] / _FINAL_SIDE)))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from src.core.errors import require_at_least
+from src.core.errors import require_sizes
 from src.core.rng import Noise
 from src.core.shapes import append_condition
 from src.networks.convolutional import base_and_doublings, crop
@@ -78,7 +78,7 @@ class StyleGenerator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
-        require_at_least("num_mapping_layers", num_mapping_layers, 1)
+        require_sizes(width=width, max_width=max_width, style_dim=style_dim, num_mapping_layers=num_mapping_layers)
         base, num_doublings = base_and_doublings(out_shape)
         channels = stage_channels(width, max_width, num_doublings)[::-1]
         self.num_layers = 2 * len(channels)
@@ -158,7 +158,7 @@ class StyleDiscriminator(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
-        require_at_least("minibatch_std_group", minibatch_std_group, 1)
+        require_sizes(width=width, max_width=max_width, minibatch_std_group=minibatch_std_group)
         base, num_halvings = base_and_doublings(in_shape)
         channels = stage_channels(width, max_width, num_halvings)
         last = self.num_features = channels[-1]
