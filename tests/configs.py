@@ -2,14 +2,16 @@
 
 import copy
 import functools
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONF", "compose_config", "load_option", "options", "parts", "single_options", "small", "target"]
+__all__ = ["CONF", "compose_config", "load_option", "options", "parts", "single_options", "slow_but_for", "small", "target"]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -48,6 +50,11 @@ def parts(model: str) -> dict[str, str]:
     """What a model's YAML is put together from: `{"network@generator": "mlp", "penalty": "none", ...}`."""
     chosen = (one for one in load_option("model", model).get("defaults", ()) if one != "_self_")
     return {group.lstrip("/"): option for one in chosen for group, option in one.items()}
+
+
+def slow_but_for(models: Iterable[str], few: Collection[str]) -> list[Any]:
+    """The models as parameters of a test, slow but for a few that stand for the others."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in models]
 
 
 def small(model: str, width: int = 16) -> tuple[str, ...]:

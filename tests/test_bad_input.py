@@ -275,9 +275,9 @@ def _nan_from(method: Callable[..., dict], first: int, term: str) -> Callable[..
     """The same loss, with nan in one term from its nth call in training on."""
     calls = 0
 
-    def broken(self, batch, *, generator=None):
+    def broken(self, batch, **how):
         nonlocal calls
-        terms = method(self, batch, generator=generator)
+        terms = method(self, batch, **how)
         calls += self.training
         return terms | {term: terms[term] * float("nan")} if self.training and calls >= first else terms
 

@@ -68,7 +68,10 @@ def test_own_targets_take_no_arbitrary_keywords(group, name):
         assert not target.__module__.startswith("src.") or inspect.Parameter.VAR_KEYWORD not in kinds
 
 
-@options_of([(group, name) for group, name in BUILT if group not in PREPARES_DATA])
+CHANGES_NOTHING = {("schedule", "cosine"), ("schedule", "linear")}  # until it is told what
+
+
+@options_of([one for one in BUILT if one[0] not in PREPARES_DATA and one not in CHANGES_NOTHING])
 def test_option_builds(group, name):
     for node in plain_nodes(group, name):
         built = build(node)

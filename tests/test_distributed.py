@@ -204,7 +204,9 @@ def _weights(network: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize(("k", "model", "n_critic"), [(4, "vae", None), (2, "gan", 1), (4, "gan", 2)])
 def test_small_batches_give_the_weights_of_a_large_one(k, model, n_critic, cache, monkeypatch):
-    how = [f"model={model}", *([] if n_critic is None else [f"training.n_critic={n_critic}"])]
+    of_model = two_ranks.STEADY_GAN if model == "gan" else [f"model={model}"]
+    # with seed 0 one activation lies within a rounding error of the kink of its leaky ReLU, which shows as 4e-5
+    how = [*of_model, *([] if n_critic is None else [f"training.n_critic={n_critic}", "seed=1"])]
     monkeypatch.setitem(two_ranks.SAME, "here", (k, how))
     several, one = two_ranks.same("here", cache), two_ranks.same_at_once("here", cache)
     assert (several["step"], one["step"]) == (k * two_ranks.NUM_STEPS, two_ranks.NUM_STEPS)

@@ -28,7 +28,7 @@ from src.training.callbacks.checkpoint import LastAndBest
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import QUICK, ROOT, call
-from tests.configs import compose_config, options, small
+from tests.configs import compose_config, options, slow_but_for, small
 from tests.killing import curves, tensors, weights
 
 NUM_STEPS = 24  # of ten to an epoch
@@ -104,7 +104,7 @@ def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", slow_but_for(options("model"), few=[*set(options("model")) - {"r3gan", "sngan"}]))
 def test_a_training_resumed_in_the_middle_of_an_epoch_is_the_one_that_was_not(model, cache, tmp_path):
     require_same(model, cache, tmp_path, cut=13)
 

@@ -30,7 +30,7 @@ from src.experiment import load_data, load_model, load_trained_model
 from src.metrics.metric import HELD_OUT, HIGHER, LOWER, NOISE, UNTRAINED, ZERO
 from src.runs import Run, _git, config_hash
 from tests.commands import QUICK, Trained, call, run_cli, train
-from tests.configs import options, single_options, target
+from tests.configs import options, single_options, slow_but_for, target
 
 NUM_STEPS = 40  # of 128 examples, ten to an epoch
 MODELS = options("model")
@@ -38,7 +38,10 @@ SAMPLERS = [name for name in MODELS if hasattr(target("model", name), "sample")]
 TRAINABLES = [name for name in MODELS if hasattr(target("model", name), "loss")]
 
 
-@pytest.fixture(params=MODELS)
+FEW = ("autoencoder", "cgan", "classifier", "cvae", "dcgan", "gan", "stylegan2", "vae", "vae_conv")  # of each kind one
+
+
+@pytest.fixture(params=slow_but_for(MODELS, FEW))
 def name(request) -> str:
     return request.param
 
@@ -103,7 +106,7 @@ def test_losses_fall(board):
     assert val[-1] < 0.9 * train[0]
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "wgan_gp"])  # its critic learns first
+@pytest.mark.parametrize("name", slow_but_for(sorted({*SAMPLERS} - {"wgan_gp"}), FEW))  # its critic learns first
 def test_samples_come_nearer_to_the_data(model, untrained, data):
     real = data.spec.to_units(torch.from_numpy(data.arrays.splits["train"].x[:].copy()))
 
@@ -118,7 +121,7 @@ def _draw(model: nn.Module, spec: DataSpec, count: int) -> Tensor:
     return torch.cat(list(draw_samples(model, count, 100, 0, condition)))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but_for(SAMPLERS, FEW))
 def test_samples_come_nearer_by_the_reported_metric(run):
     fd = _results(run)["metrics"]["fd"]
     assert fd["value"] < fd["anchors"]["untrained"]["value"]
@@ -302,13 +305,13 @@ def _kinds_of_pictures(model: nn.Module) -> set[str]:
     return kinds | ({"classes"} if isinstance(model, CanSample) and model.is_conditional else set())
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but_for(SAMPLERS, FEW))
 def test_early_samples_are_spaced_by_powers_of_two(run):
     steps = sorted(int(file.stem.split("_")[-1]) for file in run.samples.glob("samples_step_*.png"))
     assert steps == [1, 2, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but_for(SAMPLERS, FEW))
 def test_pictures_have_contrast_and_change_as_the_model_learns(run):
     first, last = (np.asarray(Image.open(run.samples / f"samples_epoch_{epoch:04d}.png")) for epoch in (1, 4))
     assert first.std() > 1
@@ -501,7 +504,7 @@ def test_sampling_writes_pictures_that_depend_on_the_seed_alone(run, tmp_path):
     assert all((pictures[name] != other[name]).any() for name in pictures)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", slow_but_for(SAMPLERS, FEW))
 def test_samples_are_those_of_the_model(run, model, data, tmp_path):
     pictures = _sample(run, tmp_path / "out", "n=3", "seed=3")
     condition = torch.arange(3) if model.is_conditional else None

@@ -23,7 +23,7 @@ from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import train
-from tests.configs import compose_config, options, small, target
+from tests.configs import compose_config, options, slow_but_for, small, target
 from tests.examples import image_data
 
 # --- one counter, of batches -----------------------------------------------------------------------------------------
@@ -201,7 +201,10 @@ def test_training_goes_on_with_the_raw_weights_after_the_block(tmp_path):
     assert all(torch.allclose(after[name], before[name] - 1, atol=1e-5) for name in before)
 
 
-@pytest.mark.parametrize("model", [name for name in options("model") if hasattr(target("model", name), "players")])
+GANS = [name for name in options("model") if hasattr(target("model", name), "players")]
+
+
+@pytest.mark.parametrize("model", slow_but_for(GANS, few=("gan", "cgan", "dcgan")))
 def test_evaluation_and_sampling_load_the_averaged_generator(trained, model):
     run = trained(model).run
     state = _checkpoint(run.path)["state_dict"]

@@ -33,15 +33,17 @@ NUM_STEPS = 20  # of ten to an epoch
 GLOBAL_BATCH = 128
 RANK, NUM_RANKS = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 PLAYERS = ("generator", "discriminator")
+# Adam divides a gradient that is next to nothing by one that is, so that rounding alone would move its weight
+STEADY_GAN = ["model=gan", *(f"+optim.{player}.eps=1e-5" for player in PLAYERS)]
 SAME = {  # what must be the same on two devices as on one: batches to an update, and the rest
     "vae": (1, ["model=vae"]),
-    "gan": (1, ["model=gan"]),
+    "gan": (1, STEADY_GAN),
+    "gan with both penalties": (1, [*STEADY_GAN, "adversarial_loss=relativistic", "penalty=r1_r2"]),
+    "gan with spectral norm": (1, [*STEADY_GAN, "adversarial_loss=hinge", "model.spectral_norm=true"]),
     "vae in rounds": (2, ["model=vae", "training.gradient_clip_norm=1.0"]),
-    # Adam divides a gradient that is next to nothing by one that is, so that rounding alone would move its weight
     "gan with two critics in rounds": (
         2,
-        ["model=gan", "training.n_critic=2", "training.gradient_clip_norm=0.5"]
-        + [f"+optim.{player}.eps=1e-5" for player in PLAYERS],
+        [*STEADY_GAN, "training.n_critic=2", "training.gradient_clip_norm=0.5"],
     ),
 }
 SMALL_DCGAN = ("model=dcgan", "generator.width=8", "discriminator.width=8")
@@ -129,8 +131,8 @@ class BreakAfter(L.Callback):
 
 
 def configured(*overrides: str) -> DictConfig:
-    """`compose_config`, but quicker: `model=` and `trainer=` are composed, once; values are set in a copy."""
-    groups = ("model=", "trainer=")
+    """`compose_config`, but quicker: groups are composed, once; values are set in a copy."""
+    groups = ("model=", "trainer=", "adversarial_loss=", "penalty=")
     config = compose_config(*(line for line in overrides if line.startswith(groups)))
     values = OmegaConf.from_dotlist([line.lstrip("+") for line in overrides if not line.startswith(groups)])
     with open_dict(config):
