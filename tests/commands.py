@@ -25,6 +25,7 @@ QUICK = (  # what makes a run short, whatever it trains
     "callback.pictures.num_samples=8",
     "evaluation.num_samples=200",  # more than the classifier's 84 features, and enough for 64 components
     "evaluation.batch_size=50",
+    "evaluation.batch_norm_samples=256",
 )
 
 QUICK_GAME = ("optim.generator.lr=1e-3", "optim.discriminator.lr=1e-3", "training.n_critic=1")  # to learn in 40 steps

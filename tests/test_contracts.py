@@ -19,7 +19,7 @@ from src.core.rng import Noise, SampleNoise
 from src.core.spec import DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
-from tests.configs import compose_config, load_option, options, target
+from tests.configs import compose_config, load_option, options, small, target
 from tests.examples import RepeatingNoise, image_data, token_spec, vector_spec
 
 MODELS = options("model")
@@ -35,7 +35,7 @@ def models_with(method: str) -> list[str]:
 
 @functools.cache
 def composed(name: str) -> DictConfig:
-    return compose_config(f"model={name}")
+    return compose_config(f"model={name}", *small(name))
 
 
 def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfig:

@@ -188,6 +188,7 @@ def test_a_training_shows_the_monitor(trained):
     assert {f"stability/{player}_gradient_norm" for player in ("generator", "discriminator")} <= tags
 
 
+@pytest.mark.slow
 def test_the_monitor_changes_no_training(tmp_path, cache):
     states = []
     for name, more in (("with", ()), ("without", ("~callback.stability",))):
