@@ -32,7 +32,7 @@ def random_images(n: int) -> Tensor:
 class Scores(nn.Module):
     """Says that the log likelihood of an example is its first pixel."""
 
-    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         return x[:, 0, 0, 0]
 
 
@@ -61,7 +61,7 @@ class UniformBits(nn.Module):
     def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
         return {"uniform": x.new_full((len(x),), -x[0].numel() * math.log(256))}
 
-    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         return self.log_prob_bound(x)
 
 

@@ -7,7 +7,8 @@ Conventions: `x` is `(B, *spec.shape)` in data units; `condition` is `(B,)` int6
 source of randomness, None for unrepeatable draws; losses and likelihoods are per example, `(B,)`.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from src.core.rng import Noise
 
 __all__ = [
     "Adversarial",
+    "CanBeSteered",
     "CanBound",
     "CanClassify",
     "CanDecode",
@@ -24,6 +26,10 @@ __all__ = [
     "CanReconstruct",
     "CanSample",
     "CanScore",
+    "CountsEvaluations",
+    "ExpectationMaximization",
+    "HasSettings",
+    "NeedsPreparation",
     "Styled",
     "Terms",
     "Trainable",
@@ -44,8 +50,8 @@ class CanSample(Protocol):
 
 @runtime_checkable
 class CanScore(Protocol):
-    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Exact log likelihood, `(B,)` in nats."""
+    def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """Log likelihood, `(B,)` in nats: exact, or an unbiased estimate of it if `settings` says so (`HasSettings`)."""
         ...
 
 
@@ -57,6 +63,30 @@ class CanBound(Protocol):
 
     def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
         """What the bound is the sum of, by name, each `(B,)` in nats: for a VAE the reconstruction and minus the KL."""
+        ...
+
+
+@runtime_checkable
+class HasSettings(Protocol):
+    def settings(self) -> dict[str, Any]:
+        """What its samples and its likelihood depend on besides its weights, in plain types: solver, steps, guidance."""
+        ...
+
+
+@runtime_checkable
+class CountsEvaluations(Protocol):
+    """Draws its samples by many evaluations of one network, and counts them."""
+
+    num_evaluations: int  # of one example each, in sampling, since the model was built
+
+
+@runtime_checkable
+class CanBeSteered(Protocol):
+    def steer(self, *, steps: int | None = None, guidance: float | None = None) -> None:
+        """Draw from now on in so many steps, and with such weight of the condition; None leaves it as it is.
+
+        Raises `UserError` for what it cannot do, as guidance without a condition.
+        """
         ...
 
 
@@ -133,6 +163,20 @@ class CanClassify(Protocol):
 
 
 @runtime_checkable
+class NeedsPreparation(Protocol):
+    """Looks at the training data once before the first step: for scales, starting points, statistics."""
+
+    def prepare(self, examples: Callable[[], Iterable[Batch]], *, generator: Noise) -> None:
+        """Set weights and buffers by the data; the same on every device of a run.
+
+        Args:
+            examples: each call gives all training examples once, in batches in data units, in their order.
+            generator: the same on every device.
+        """
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """Trained by following the gradient of one loss."""
 
@@ -161,4 +205,23 @@ class Adversarial(Protocol):
 
     def refuse_training(self, precision: str, penalty_interval: int) -> None:
         """Raise `UserError` for a way of training that the model is known to fail with."""
+        ...
+
+
+@runtime_checkable
+class ExpectationMaximization(Protocol):
+    """Trained without gradients: statistics of examples are added up, and give the next parameters."""
+
+    objective: str  # what falls with every maximization, in words
+
+    def accumulate(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        """Add the statistics of a batch under the present parameters; its terms, as of a training loss."""
+        ...
+
+    def maximize(self) -> None:
+        """Set the parameters to what the statistics of all ranks say, and begin new statistics."""
+        ...
+
+    def negative_log_likelihood(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        """The terms of held-out examples, of which `loss` is the objective."""
         ...

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from src.core.collectives import gather_to_first, num_ranks, own_rank
 from src.core.errors import NotApplicable, UserError, require_at_least
-from src.core.protocols import CanSample
+from src.core.protocols import CanSample, HasSettings
 from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
@@ -96,7 +96,7 @@ def evaluate(
     card = {
         "data": f"{data.spec.name}-{data.arrays.fingerprint[:12]}",
         "data_values": data.spec.values.describe(),
-        "model": about | _classes_given(model),
+        "model": about | _classes_given(model) | _settings(model),
         "software": {name: version(name) for name in _SOFTWARE},
     }
     return {name: _measure(metric, inputs, card) for name, metric in metrics.items()}
@@ -256,6 +256,10 @@ def _data_classes(data: ArrayData, num_samples: int, seed: int) -> Tensor | None
         return None
     place = hash_bits(derive_seed(seed, 1), torch.arange(num_samples), 1).squeeze(1) % len(y)
     return torch.from_numpy(y)[place]
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    return {"settings": model.settings()} if isinstance(model, HasSettings) else {}
 
 
 def _noise(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:

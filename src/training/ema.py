@@ -33,6 +33,10 @@ class WeightAverage(nn.Module):
         self.average = copy.deepcopy(network).requires_grad_(False)
         self._half_life = half_life_examples
 
+    def restart(self, network: nn.Module) -> None:
+        """Begin anew at the weights of `network`."""
+        self.average.load_state_dict(network.state_dict())
+
     @torch.no_grad()
     def update(self, network: nn.Module, num_examples: int, examples_seen: int) -> None:
         """Move towards the weights of `network` after a batch of `num_examples`; `examples_seen` counts it."""

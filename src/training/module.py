@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from src.core.batch import Batch
 from src.core.collectives import broadcast_from_first, gather, mean_over_ranks
 from src.core.errors import UserError, require_at_least
-from src.core.protocols import Terms
+from src.core.protocols import NeedsPreparation, Terms
 from src.core.rng import SampleNoise, StreamNoise, derive_seed
 from src.training.ema import WeightAverage
 from src.training.meter import Meter, reduce_terms, require_finite
@@ -125,6 +125,22 @@ class TrainingModule(L.LightningModule, ABC):
                 f"{self.accumulate_batches} (set trainer.limit_train_batches= to a multiple of it)"
             )
         self._stride_start = (time.perf_counter(), self.examples_seen)
+        if self.step == 0 and isinstance(self.model, NeedsPreparation):
+            self._prepare_model(self.model)
+
+    @torch.no_grad()
+    def _prepare_model(self, model: NeedsPreparation) -> None:
+        """The same on all ranks: each sees all of the training data, in its order."""
+        data = self.trainer.datamodule
+
+        def examples() -> Iterator[Batch]:
+            return (data.to_units(batch.to(self.device)) for batch in data.held_out_loader("train"))
+
+        noise = StreamNoise(derive_seed(self._seed, 0, 2))
+        model.prepare(examples, generator=noise)
+        broadcast_from_first(self)
+        if self.weight_average is not None:
+            self.weight_average.restart(self._averaged_network[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._gradient_clip_norm is not None:  # here, where mixed precision has unscaled the gradients
