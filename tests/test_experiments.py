@@ -37,7 +37,7 @@ PROMISES: dict[str, tuple[str, Callable[[dict], bool]]] = {
     "ring_pacgan": ("modes_covered", lambda entry: entry["value"] == 8),  # with seed 0; not with all
     "ring_relativistic": ("high_quality", lambda entry: entry["value"] >= 0.9),
     "grid_gan": ("modes_covered", lambda entry: entry["value"] <= 20),
-    "grid_pacgan": ("modes_covered", lambda entry: entry["value"] >= 17),
+    "grid_pacgan": ("modes_covered", lambda entry: entry["value"] >= 20),  # with seed 0; not with all
     "grid_relativistic": ("modes_covered", lambda entry: entry["value"] >= 24),
     "stacked_mnist_small_dcgan": ("modes_covered", lambda entry: entry["value"] >= 95),
     "stacked_mnist_small_pacgan": ("modes_covered", lambda entry: entry["value"] >= 95),
@@ -52,14 +52,16 @@ OF_GPU: dict[str, tuple[str, Callable[[dict], bool]]] = {  # hours on one
     "cifar10_stylegan2": ("fid", lambda entry: entry["value"] <= 6),
     "cifar10_r3gan": ("fid", lambda entry: entry["value"] <= 12),
 }
+_WIDTH = ("generator.width=32", "discriminator.width=32")
+_MAX_WIDTH = ("generator.max_width=64", "discriminator.max_width=64")
 NARROW = {  # for steps on a CPU
-    "cifar10_sngan": (),
-    "cifar10_projection_gan": (),
-    "cifar10_stylegan2": ("generator.max_width=64", "discriminator.max_width=64"),
-    "cifar10_r3gan": ("generator.max_width=64", "discriminator.max_width=64"),
-    "stacked_mnist_dcgan": (),
-    "stacked_mnist_pacgan": (),
-    "stacked_mnist_r3gan": ("generator.max_width=64", "discriminator.max_width=64"),
+    "cifar10_sngan": _WIDTH,
+    "cifar10_projection_gan": _WIDTH,
+    "cifar10_stylegan2": (*_WIDTH, *_MAX_WIDTH),
+    "cifar10_r3gan": (*_WIDTH, *_MAX_WIDTH),
+    "stacked_mnist_dcgan": _WIDTH,
+    "stacked_mnist_pacgan": _WIDTH,
+    "stacked_mnist_r3gan": (*_WIDTH, *_MAX_WIDTH),
 }
 
 
@@ -68,25 +70,25 @@ def test_every_experiment_has_a_promise() -> None:
 
 
 @pytest.mark.parametrize("experiment", OF_GPU)
-def test_an_experiment_for_a_gpu_takes_fifty_steps_with_narrow_networks(experiment: str, tmp_path: Path) -> None:
+def test_an_experiment_for_a_gpu_takes_fifty_steps_with_narrow_networks(
+    experiment: str, tmp_path: Path, cache: Path
+) -> None:
     if experiment.startswith("cifar10") and not (DATA_ROOT / "cifar10" / "train.zip").is_file():
         pytest.skip(f"no cifar10/train.zip under {DATA_ROOT}; set DATA_ROOT")
     if not experiment.startswith("cifar10") and not has_mnist:
         pytest.skip(f"no MNIST under {DATA_ROOT}; set DATA_ROOT")
-    data = (f"data.root={DATA_ROOT}", f"data.cache={tmp_path / 'prepared'}")
+    data: tuple[str, ...] = (f"data.root={DATA_ROOT}",)
     if experiment.startswith("cifar10"):  # the JPEG copies of it
-        path = DATA_ROOT / "cifar10" / "train.zip"
-        data = ("data=image_folder", f"data.path={path}", f"data.cache={tmp_path / 'prepared'}", "~data.num_val")
+        data = ("data=image_folder", f"data.path={DATA_ROOT / 'cifar10' / 'train.zip'}", "~data.num_val")
     short = (
         "trainer.max_steps=50",
         "loader.batch_size=8",
         "evaluation.num_samples=200",
         "evaluation.batch_norm_samples=64",
     )
-    width = ("generator.width=64", "discriminator.width=64") if NARROW[experiment] else ()
     said = call(
-        "train", f"experiment={experiment}", *data, *short, *width, *NARROW[experiment], "metric=[fd_pca]",
-        "callback.light_evaluation.metrics=[]", f"hydra.run.dir={tmp_path / 'run'}",
+        "train", f"experiment={experiment}", *data, *short, *NARROW[experiment], "metric=[fd_pca]",
+        "callback.light_evaluation.metrics=[]", f"data.cache={cache}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert said.code == 0, said.text
     assert Run.open(tmp_path / "run").status()["status"] == "done"
