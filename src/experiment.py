@@ -1,6 +1,7 @@
 """Data, model and results of a config: what training, evaluation and sampling share."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ from torch import nn
 
 from src.build import build, build_model, plain
 from src.core.collectives import broadcast_from_first, num_ranks, own_rank, part
-from src.core.errors import NotApplicable, UserError
-from src.core.protocols import Adversarial, CanSample
+from src.core.errors import NotApplicable, UserError, require_at_least
+from src.core.protocols import Adversarial, CanBeSteered, CanSample
 from src.core.rng import derive_seed
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.evaluation.costs import SamplingMeter, costs_in_words, costs_to_json
 from src.evaluation.protocol import Drawn, draw_together, evaluate, spread_classes
 from src.evaluation.results import absences, findings, results_table, scalars, to_json
 from src.metrics.features import Extractor, NetworkExtractor
 from src.metrics.frozen_classifier import find_frozen, read_frozen
 from src.metrics.stacked_classifier import StackExtractor
 from src.metrics.store import Store
+from src.models.latent import Latent, fit_on_latents
 from src.runs import Run
 from src.training.batch_norm import has_batch_norm, renew_batch_norm
 from src.training.weights import load_weights
@@ -32,11 +35,14 @@ __all__ = [
     "evaluate_run",
     "help_to_evaluate",
     "light_measure",
+    "load_autoencoder",
     "load_data",
     "load_model",
     "load_spec",
     "load_trained_model",
     "require_classifier_settings",
+    "steer",
+    "steer_as_evaluated",
 ]
 
 log = logging.getLogger(__name__)
@@ -66,7 +72,29 @@ def load_model(config: DictConfig, spec: DataSpec) -> nn.Module:
     """The model of a config with its initial weights, the same at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return build_model(config.model, spec, config.name.model)
+        if (of_latents := config.get("autoencoder")) is None:
+            return build_model(config.model, spec, config.name.model)
+        autoencoder = build_model(of_latents.model, spec, of_latents.name)
+        return fit_on_latents(
+            spec, autoencoder, of_latents.name, lambda latents: build_model(config.model, latents, config.name.model)
+        )
+
+
+def load_autoencoder(model: nn.Module, config: DictConfig) -> None:
+    """Give the frozen part of a model that is to be trained its weights, those of the run that the config names."""
+    if config.get("autoencoder") is None:
+        return
+    run = Run.open(Path(config.autoencoder.run), "autoencoder")
+    about = load_weights(model.frozen_part(), run.checkpoint("auto"))
+    log.info(f"latents of {run.shown}: model={config.autoencoder.name}, {about['weights']} weights")
+
+
+def _untrained(model: nn.Module, config: DictConfig, spec: DataSpec) -> nn.Module:
+    """A model as it was before its training: what was trained by another run is as in the trained model."""
+    untrained = steer_as_evaluated(load_model(config, spec), config)
+    if isinstance(model, Latent):
+        untrained.frozen_part().load_state_dict(model.frozen_part().state_dict())
+    return untrained
 
 
 def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -78,6 +106,36 @@ def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint:
     if about["weights"] == "averaged" and isinstance(model, Adversarial):
         about |= _fit_batch_norm(model, config, spec)
     return model, about
+
+
+def steer(model: nn.Module, name: str, steps: Any, guidance: Any, prefix: str = "") -> None:
+    """Let a model draw in so many steps and with such guidance from now on; None leaves it as its config says.
+
+    Args:
+        model: any.
+        name: as in `model=NAME`.
+        steps, guidance: as they were given.
+        prefix: of these keys, for errors.
+    """
+    given = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    for key, value in given.items():
+        kinds, kind = ((int,), "a whole number") if key == "steps" else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise UserError(f"{prefix}{key}={value} must be {kind}, or null for what the model was trained with")
+        require_at_least(f"{prefix}{key}", value, 1 if key == "steps" else 0)
+        if not isinstance(model, CanBeSteered):
+            raise UserError(
+                f"{prefix}{key}={value} cannot be asked of model={name}: it does not draw in steps (it has no CanBeSteered)"
+            )
+    if isinstance(model, CanBeSteered):
+        model.steer(**given)
+
+
+def steer_as_evaluated(model: nn.Module, config: DictConfig) -> nn.Module:
+    """The model, from now on drawing as `evaluation.steps` and `evaluation.guidance` say."""
+    settings = config.evaluation  # that of an older run has neither
+    steer(model, config.name.model, settings.get("steps"), settings.get("guidance"), "evaluation.")
+    return model
 
 
 def _fit_batch_norm(model: nn.Module, config: DictConfig, spec: DataSpec) -> dict[str, str]:
@@ -107,11 +165,13 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
     settings = config.evaluation
     earlier = run.results() or {}
     model, about = load_trained_model(run, config, data.spec, settings.checkpoint)
+    steer_as_evaluated(model, config)
     log.info(f"evaluating the {about['checkpoint']} checkpoint, {about['weights']} weights")
-    drawn = _draw_with_all(model, data, config) if num_ranks() > 1 else None
+    meter = SamplingMeter(model)
+    drawn = _draw_with_all(model, data, config, meter) if num_ranks() > 1 else None
     results = evaluate(
         model=model,
-        untrained=load_model(config, data.spec),
+        untrained=_untrained(model, config, data.spec),
         model_name=config.name.model,
         data=data,
         metrics=build(config.metric),
@@ -121,9 +181,12 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         batch_size=settings.batch_size,
         seed=settings.seed,
         about=about,
+        num_likelihood_examples=settings.get("num_likelihood_examples"),  # a run of an older version has none
         drawn=drawn,
+        meter=meter,
     )
-    as_json = to_json(results)
+    costs = costs_to_json(model, run.training_time(), meter.to_json(), earlier.get("costs", {}))
+    as_json = to_json(results) | {"costs": costs}
     kept = earlier.get("metrics", {}) if earlier.get("schema") == as_json["schema"] else {}
     for name, entry in as_json["metrics"].items():
         if "value" in entry or "value" not in kept.get(name, {}):
@@ -132,24 +195,27 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
             log.info(f"{name} has no value now; the earlier one stays in the results")
     run.write_results(as_json | {"metrics": kept})
     _report(as_json)
+    log.info(f"costs: {costs_in_words(costs)}")
     return as_json
 
 
 def help_to_evaluate(data: ArrayData, config: DictConfig) -> None:
     """What the other ranks do while rank 0 is in `evaluate_run`: their share of the drawing, with rank 0's weights."""
     assert own_rank() > 0
-    _draw_with_all(load_model(config, data.spec).to(_device(config)), data, config)
+    _draw_with_all(steer_as_evaluated(load_model(config, data.spec), config).to(_device(config)), data, config)
 
 
-def _draw_with_all(model: nn.Module, data: ArrayData, config: DictConfig) -> tuple[Drawn, Drawn] | None:
+def _draw_with_all(
+    model: nn.Module, data: ArrayData, config: DictConfig, meter: SamplingMeter | None = None
+) -> tuple[Drawn, Drawn] | None:
     """This process's share in drawing from rank 0's model and from the untrained one; on rank 0 all samples. None if there
     is nothing to measure. It is the last that the processes do together."""
     broadcast_from_first(model)
     drawn, settings = None, config.evaluation
     if config.metric:
         how = (data, settings.num_samples, settings.batch_size, settings.seed)
-        untrained, name = load_model(config, data.spec).to(_device(config)), config.name.model
-        drawn = draw_together(model, name, *how), draw_together(untrained, f"the untrained {name}", *how)
+        untrained, name = _untrained(model, config, data.spec).to(_device(config)), config.name.model
+        drawn = draw_together(model, name, *how, meter), draw_together(untrained, f"the untrained {name}", *how)
     part()
     torch.set_num_threads(_NUM_THREADS)
     return drawn
@@ -177,6 +243,7 @@ def light_measure(config: DictConfig, data: ArrayData) -> LightMeasure:
             batch_size=config.evaluation.batch_size,
             seed=config.evaluation.seed,
             about={},
+            num_likelihood_examples=config.evaluation.num_likelihood_examples,
         )
         as_json = to_json(results)
         values = scalars(as_json)

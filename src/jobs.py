@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -88,7 +88,21 @@ def named(config: DictConfig, hydra: DictConfig) -> DictConfig:
     own = without_controls(config)
     with open_dict(own):
         own.name = {"model": hydra.runtime.choices.model, "data": hydra.runtime.choices.data}
+        if "autoencoder" in own:
+            own.autoencoder = _of_autoencoder(str(own.autoencoder), str(hydra.runtime.choices.data))
     return own
+
+
+def _of_autoencoder(path: str, data: str) -> dict[str, Any]:
+    """What a run whose latents are modelled was made with, so that the new run can be rebuilt without it."""
+    run = Run.open(Path(path), "autoencoder")
+    config = run.config()
+    run.checkpoint("auto")
+    if config.name.data != data:
+        raise UserError(f"autoencoder={path} was trained on data={config.name.data}; choose it, instead of data={data}")
+    if "autoencoder" in config:
+        raise UserError(f"autoencoder={path} models the latents of another run; give that one, or another autoencoder")
+    return {"run": path, "name": config.name.model, "model": config.model}
 
 
 def prepare(job: Job) -> Run:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from src.core.errors import UserError
 from src.evaluation.comparison import SCHEMA, Comparison, RunResults, compare
+from src.evaluation.comparison_costs import require_costs
 from src.runs import Run
 
 __all__ = ["Measured", "by_number", "compare_runs", "read_runs"]
@@ -112,6 +113,8 @@ def _read(run: Run, status: dict[str, Any], results: dict[str, Any]) -> RunResul
                     raise ValueError("a value is not finite")
                 _ = entry["interval"], entry["unit"], entry["better"], dict(entry["card"])
         name, seed = config["name"], int(config["seed"])
+        costs = dict(results.get("costs", {}))  # results of an older version have none
+        require_costs(costs)
         return RunResults(
             path=str(run.shown),
             model=name["model"],
@@ -121,6 +124,7 @@ def _read(run: Run, status: dict[str, Any], results: dict[str, Any]) -> RunResul
             metrics=results["metrics"],
             time=status.get("time", ""),
             status=_in_words(status),
+            costs=costs,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"its results.json or config.yaml is damaged ({type(error).__name__}: {error})") from error

@@ -32,6 +32,7 @@ from src.core.errors import UserError
 
 __all__ = ["Run", "config_hash", "descriptive", "without_controls"]
 
+_TRAINING = ("training_seconds", "training_device")  # in status.json
 _CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that may be meant, in turn
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
@@ -215,11 +216,23 @@ class Run:
         now = datetime.now(UTC)
         before = self.state() if self.is_there() else {}
         entry = {"status": status, "time": now.isoformat(timespec="seconds"), "seconds": before.get("seconds", 0.0)}
+        entry |= {key: before[key] for key in _TRAINING if key in before}
         if status == "running":
             entry |= {"host": platform.node(), "pid": str(os.getpid()), "since": now.timestamp()}
         elif "since" in before:
             entry["seconds"] += now.timestamp() - before["since"]
         _write_json(self._status_file, entry | ({"reason": reason} if reason else {}))
+
+    def add_training_time(self, seconds: float, device: str) -> None:
+        """Record that training went on for so long; a process that is killed records nothing."""
+        status = self.state()
+        total = status.get(_TRAINING[0], 0.0) + seconds
+        _write_json(self._status_file, status | dict(zip(_TRAINING, (total, device), strict=True)))
+
+    def training_time(self) -> tuple[float, str] | None:
+        """Seconds of the training in all its lives, validation and pictures with it, and the device; None if unknown."""
+        status = self.state()
+        return (status[_TRAINING[0]], status[_TRAINING[1]]) if all(key in status for key in _TRAINING) else None
 
     def overrides(self) -> list[str] | None:
         """What the command line gave a job of a sweep; None in a run that is none."""

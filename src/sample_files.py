@@ -24,7 +24,9 @@ __all__ = ["SampleFiles"]
 _MARKER = ".drawn"
 _DIGITS = 5  # at least, of the number of an image
 _SAMPLE = re.compile(rf"\d{{{_DIGITS},}}\.png")
-_MAIN = re.compile(r"(grid|points|density|interpolation|classes|styles)\.(png|npy|csv)")
+_MAIN = re.compile(
+    r"(grid|points|density|interpolation|classes|styles|reconstruction|traversal|posterior|inpainting)\.(png|npy|csv)"
+)
 
 
 class SampleFiles:
@@ -57,7 +59,7 @@ class SampleFiles:
             self._own.claim([f"{kind}.png"])
             return self._save(image_grid(self._spec, x.flatten(0, 1), x.shape[1]), f"{kind}.png")
         self._own.claim([f"{kind}.npy", *([f"{kind}.png"] if self.has_density else [])])
-        np.save(self._folder / f"{kind}.npy", x.flatten(2).float().cpu().numpy())
+        np.save(self._folder / f"{kind}.npy", self._spec.to_own_units(x.flatten(2).float()).cpu().numpy())
         if not self.has_density:
             return f"{kind}.npy"
         return self._save(curve_picture(x, self._load_data().held_out_points()), f"{kind}.png")
@@ -75,8 +77,8 @@ class SampleFiles:
         """The density of points `(N, 2)` beside that of the data."""
         self._own.claim(["density.png"])
         data = self._load_data()
-        mixture = data.arrays.mixture
-        picture = density_picture(x, data.held_out_points(), None if mixture is None else mixture.log_prob)
+        density = data.arrays.density
+        picture = density_picture(x, data.held_out_points(), None if density is None else density.log_prob)
         return self._save(picture, "density.png")
 
     def _write_images(self, x: Tensor, per_row: int) -> str:
@@ -88,20 +90,28 @@ class SampleFiles:
         return self._save(image_grid(self._spec, x, per_row), "grid.png")
 
     def _write_points(self, samples: Tensor, classes: Tensor | None) -> str:
-        """All values `(n, D)` as float32 in points.npy and, with a name and a class for each column, in points.csv."""
+        """All values `(n, D)` in points.npy and, with a name and a class for each column, in points.csv: in the units that
+        the data came in, else as float32."""
         pictures = ["points.png", "density.png"] if self.has_density else []  # density.png: all of it or nothing
         self._own.claim(["points.csv", "points.npy", *pictures])
-        x = samples.flatten(1).float().cpu().numpy()
+        x, columns, label = self._in_own_units(samples)
         names = None if classes is None else [self._spec.class_names[k] for k in classes.tolist()]
         with (self._folder / "points.csv").open("w", newline="") as file:
             writer = csv_writer(file)
-            writer.writerow([f"x{i}" for i in range(x.shape[1])] + ([] if names is None else ["class"]))
+            writer.writerow([*columns, *([] if names is None else [label])])
             for i, row in enumerate(x.tolist()):
                 writer.writerow(row if names is None else [*row, names[i]])
         np.save(self._folder / "points.npy", x)
         if self.has_density:
             self._save(point_picture(samples, self._load_data().held_out_points()), "points.png")
         return "points.npy"
+
+    def _in_own_units(self, x: Tensor) -> tuple[np.ndarray, list[str], str]:
+        """The values `(n, D)` in the units the data came in, the name of each column, and that of the classes."""
+        own, values = self._spec.own_units, self._spec.to_own_units(x.flatten(1).float()).cpu().numpy()
+        if own is None:
+            return values, [f"x{i}" for i in range(values.shape[1])], "class"
+        return values, list(own.columns), own.label or "class"
 
     def _save(self, picture: Tensor, name: str) -> str:
         save_image(picture / 255, self._folder / name)

@@ -1,6 +1,7 @@
 """Train a model: `python -m src.train model=vae data=mnist`. Everything the run is ends up in one directory."""
 
 import logging
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -116,16 +117,19 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     from rich import get_console
 
     from src.build import build, plain
-    from src.core.protocols import Adversarial
+    from src.core.devices import device_name
+    from src.core.protocols import Adversarial, ExpectationMaximization
     from src.evaluation.protocol import require_protocol
     from src.evaluation.results import scalars, to_markdown
     from src.experiment import (
         evaluate_run,
         help_to_evaluate,
         light_measure,
+        load_autoencoder,
         load_data,
         load_model,
         require_classifier_settings,
+        steer_as_evaluated,
     )
     from src.training.batch_norm import require_batch_norm_samples
     from src.training.callbacks.dashboard import Dashboard
@@ -141,17 +145,23 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         run.write_spec(data.spec.to_dict())
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
-    require_protocol(config.evaluation.num_samples, config.evaluation.batch_size)
+    settings = config.evaluation
+    require_protocol(settings.num_samples, settings.batch_size, settings.num_likelihood_examples)
     require_classifier_settings(config)
     run.require_checkpoint_name(config.evaluation.checkpoint)
     require_batch_norm_samples(config.evaluation.batch_norm_samples, config.loader.batch_size)
+    steer_as_evaluated(load_model(config, data.spec), config)  # refuses what cannot be; the training is as the model says
     model = load_model(config, data.spec)
+    if checkpoint is None:
+        load_autoencoder(model, config)
     if config.evaluation.checkpoint == "best" and isinstance(model, Adversarial):
         raise UserError(
             "evaluation.checkpoint=best: a model of two players has no loss that falls as it gets better, so no best "
             "checkpoint; set evaluation.checkpoint=auto or last"
         )
-    log.info(f"model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
+    is_trained_whole = isinstance(model, ExpectationMaximization)  # though by no gradient
+    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad or is_trained_whole)
+    log.info(f"model: {num_parameters:,} parameters")
 
     light_evaluation = build(config.callback.light_evaluation)(measure=light_measure(config, data))
     callbacks = [
@@ -167,10 +177,17 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     if checkpoint is not None and is_first:
         _go_on_logging(loggers, checkpoint)
     trainer = make_trainer(default_root_dir=run.path, callbacks=callbacks, logger=loggers, **build(config.trainer))
-    module = make_training_module(model, build(config.optim), build(config.training), config.seed)
+    optimizers = build(config.get("optim", {}))  # none without gradients
+    module = make_training_module(model, optimizers, build(config.training), config.seed)
     if is_first:
         run.write_environment(config.seed, str(trainer.strategy.root_device))
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    start = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        if is_first:
+            several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+            run.add_training_time(time.perf_counter() - start, several + device_name(trainer.strategy.root_device))
 
     if not is_first:
         help_to_evaluate(data, config)

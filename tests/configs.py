@@ -11,7 +11,20 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONF", "compose_config", "load_option", "options", "parts", "single_options", "slow_but_for", "small", "target"]
+from src.models.latent import MixtureLatent, TrainableLatent
+
+__all__ = [
+    "CONF",
+    "compose_config",
+    "load_option",
+    "models_by_themselves",
+    "options",
+    "parts",
+    "single_options",
+    "slow_but_for",
+    "small",
+    "target",
+]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -42,8 +55,14 @@ def _is_preset(option: DictConfig, names: list[str]) -> bool:
 
 
 def load_option(group: str, name: str) -> DictConfig:
-    """The YAML of one option as it is written, without its defaults."""
-    return OmegaConf.load(CONF / group / f"{name}.yaml")
+    """The YAML of one option as it is written, without its defaults, on top of that of the option it adds to, if any."""
+    own = OmegaConf.load(CONF / group / f"{name}.yaml")
+    base = own.get("defaults", [None])[0]
+    if not isinstance(base, str) or base == "_self_" or set(own) == {"defaults"}:
+        return own
+    whole = OmegaConf.merge(load_option(group, base), own)
+    whole.defaults = load_option(group, base).get("defaults", [])
+    return whole
 
 
 def parts(model: str) -> dict[str, str]:
@@ -58,7 +77,11 @@ def slow_but_for(models: Iterable[str], few: Collection[str]) -> list[Any]:
 
 
 def small(model: str, width: int = 16) -> tuple[str, ...]:
-    """Overrides that make the two convolutional players of a model narrow; none for other models."""
+    """Overrides that make two convolutional players narrow, a mixture coarse, paths short; none for other models."""
+    if "num_components" in load_option("model", model).model:
+        return "model.num_components=4", "model.num_pca=5"
+    if "sampler" in parts(model):
+        return "network.width=16", "sampler.steps=4", "likelihood_solver.rtol=0.01", "likelihood_solver.atol=0.01"
     players = {role: parts(model).get(f"network@{role}") for role in ("generator", "discriminator")}
     return tuple(
         f"{role}.width={width}" for role, name in players.items() if name and "width" in load_option("network", name)
@@ -68,4 +91,12 @@ def small(model: str, width: int = 16) -> tuple[str, ...]:
 def target(group: str, name: str) -> Any:
     """The class or function that an option builds."""
     option = load_option(group, name)
-    return get_object(option[group]._target_ if group in option else option._target_)
+    built = get_object(option[group]._target_ if group in option else option._target_)
+    if "autoencoder" in option:
+        return MixtureLatent if hasattr(built, "maximize") else TrainableLatent
+    return built
+
+
+def models_by_themselves() -> list[str]:
+    """The models that need no run of another model."""
+    return [name for name in options("model") if "autoencoder" not in load_option("model", name)]

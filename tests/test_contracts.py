@@ -13,13 +13,24 @@ from torch import Tensor, nn
 
 from src.build import build_model
 from src.core.batch import Batch
-from src.core.errors import UserError
-from src.core.protocols import Adversarial, CanClassify, CanSample, Terms, Trainable
-from src.core.rng import Noise, SampleNoise
-from src.core.spec import DISCRETE
+from src.core.errors import NotApplicable, UserError
+from src.core.protocols import (
+    Adversarial,
+    CanBound,
+    CanClassify,
+    CanReconstruct,
+    CanSample,
+    CanScore,
+    ExpectationMaximization,
+    NeedsPreparation,
+    Terms,
+    Trainable,
+)
+from src.core.rng import Noise, SampleNoise, StreamNoise
+from src.core.spec import CONTINUOUS, DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
-from tests.configs import compose_config, load_option, options, small, target
+from tests.configs import compose_config, load_option, options, parts, small, target
 from tests.examples import RepeatingNoise, image_data, token_spec, vector_spec
 
 MODELS = options("model")
@@ -68,11 +79,23 @@ class Setting:
         likelihood = self.keys.get("likelihood")
         accepts = get_object(likelihood["_target_"]).accepts if likelihood else (DISCRETE,)
         self._name = name
+        self._autoencoder = "autoencoder" in composed(name)
         self._data = image_data(shape, values or accepts[0], num_classes)
         self.spec = self._data.spec
 
     def model(self, seed: int = 0) -> nn.Module:
-        return load_model(OmegaConf.create({"model": self.keys, "name": {"model": self._name}, "seed": seed}), self.spec)
+        """As it is at the first step of a training on these images."""
+        config = OmegaConf.create({"model": self.keys, "name": {"model": self._name}, "seed": seed})
+        if self._autoencoder:
+            config.autoencoder = {"name": "autoencoder", "model": composed("autoencoder").model}
+        train = [self._data.to_units(batch) for batch in self._data.held_out_loader("train")]
+        return prepared(load_model(config, self.spec), train, seed)
+
+    @property
+    def latent_dim(self) -> int:
+        """Of a flow as many as the data has dimensions."""
+        keys = composed("autoencoder").model if self._autoencoder else self.keys
+        return keys.get("latent_dim", self.spec.num_dims)
 
     def batch(self) -> Batch:
         return self._data.to_units(next(iter(self._data.train_dataloader())))
@@ -82,8 +105,17 @@ class Setting:
         return torch.cat(list(draw_samples(model.eval(), NUM_SAMPLES, batch_size, seed, condition)))
 
 
+def prepared(model: nn.Module, train: list[Batch], seed: int = 0) -> nn.Module:
+    """The model after it has seen its training data, if it needs to."""
+    if isinstance(model, NeedsPreparation):
+        model.prepare(lambda: train, generator=StreamNoise(seed))
+    return model
+
+
 def losses(model: nn.Module, batch: Batch, noise: Noise | None = None) -> list[tuple[nn.Module, Terms]]:
     """All that is minimised, each with the network that it trains."""
+    if isinstance(model, ExpectationMaximization):
+        return [(model, model.accumulate(batch, generator=noise))]
     if isinstance(model, Adversarial):
         generator, discriminator = model.players()
         return [
@@ -93,8 +125,13 @@ def losses(model: nn.Module, batch: Batch, noise: Noise | None = None) -> list[t
     return [(model, model.loss(batch, generator=noise))]
 
 
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """But for those that are frozen, as another model's inside this one."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
 def gradients(terms: Terms, network: nn.Module) -> dict[str, Tensor | None]:
-    names, parameters = zip(*network.named_parameters(), strict=True)
+    names, parameters = zip(*trained_parameters(network).items(), strict=True)
     return dict(zip(names, torch.autograd.grad(terms["loss"].mean(), parameters, allow_unused=True), strict=True))
 
 
@@ -130,7 +167,12 @@ def setting(name: str, request: pytest.FixtureRequest) -> Setting:
 
 
 every_model = pytest.mark.parametrize("name", MODELS)
+every_trained_by_gradients = pytest.mark.parametrize(
+    "name", [name for name in MODELS if name not in models_with("maximize")]
+)
 every_adversarial = pytest.mark.parametrize("name", models_with("discriminator_loss"))
+every_trained_by_maximization = pytest.mark.parametrize("name", models_with("maximize"))
+every_density = pytest.mark.parametrize("name", models_with("log_prob"))
 every_sampler = pytest.mark.parametrize("name", models_with("sample"))
 every_encoder = pytest.mark.parametrize("name", models_with("encode"))
 
@@ -138,7 +180,7 @@ every_encoder = pytest.mark.parametrize("name", models_with("encode"))
 @every_model
 def test_model_is_trained_in_exactly_one_way(setting):
     model = setting.model()
-    assert isinstance(model, Trainable) != isinstance(model, Adversarial)
+    assert sum(isinstance(model, way) for way in (Trainable, Adversarial, ExpectationMaximization)) == 1
 
 
 @every_model
@@ -165,13 +207,22 @@ def test_repeating_every_example_leaves_the_mean_losses_unchanged(setting):
             torch.testing.assert_close(terms[term].mean(), expected[term].mean(), rtol=1e-4, atol=1e-5)
 
 
-@every_model
+@every_trained_by_gradients
 def test_gradients_reach_every_parameter(setting):
     model = awake(setting.model())
     trained = losses(model, setting.batch(), SampleNoise(0))
     for network, terms in trained:
         assert_gradient_everywhere(terms, network, but=level_that_does_not_count(model, terms, network))
-    assert sum(len(list(network.parameters())) for network, _ in trained) == len(list(model.parameters()))
+    assert sum(len(trained_parameters(network)) for network, _ in trained) == len(trained_parameters(model))
+
+
+@every_trained_by_maximization
+def test_maximization_lowers_the_objective_of_its_examples_and_begins_anew(setting):
+    model, batch = setting.model(), setting.batch()
+    before = losses(model, batch, SampleNoise(0))[0][1]["loss"].mean()
+    model.maximize()
+    assert not model.statistics.any()
+    assert model.negative_log_likelihood(batch, generator=SampleNoise(0))["loss"].mean() < before
 
 
 @every_adversarial
@@ -257,11 +308,31 @@ def test_saved_state_gives_the_same_samples(setting):
 def test_codes_and_reconstructions_have_their_shapes_and_no_noise(setting):
     model, batch = setting.model().eval(), setting.batch()
     z = model.encode(batch.x, batch.condition)
-    assert z.shape == (len(batch), setting.keys["latent_dim"])
-    rebuilt = model.reconstruct(batch.x, batch.condition)
+    assert z.shape == (len(batch), setting.latent_dim)
+    rebuilt = model.reconstruct(batch.x, batch.condition) if isinstance(model, CanReconstruct) else batch.x
     assert rebuilt.shape == batch.x.shape
     assert rebuilt.isfinite().all()
     torch.testing.assert_close(model.decode(z, batch.condition), rebuilt)
+
+
+@every_density
+@pytest.mark.parametrize("values", [DISCRETE, CONTINUOUS])
+def test_model_scores_continuous_values_and_bounds_discrete_ones(name, values):
+    setting = Setting(name, values=values)
+    model, batch = setting.model().eval(), setting.batch()
+    assert isinstance(model, CanScore)
+    assert isinstance(model, CanBound)
+    given = {"condition": batch.condition, "generator": SampleNoise(0)}
+    answering, refusing = (model.log_prob, model.log_prob_bound)[:: 1 if values == CONTINUOUS else -1]
+    likelihood = answering(batch.x, **given)
+    assert likelihood.shape == (len(batch),)
+    assert likelihood.isfinite().all()
+    with pytest.raises(NotApplicable):
+        refusing(batch.x, **given)
+    if values == DISCRETE:
+        assert (likelihood < 0).all()  # of a probability
+        terms = model.log_prob_bound_terms(batch.x, **(given | {"generator": SampleNoise(0)}))
+        torch.testing.assert_close(sum(terms.values()), likelihood)
 
 
 @pytest.mark.parametrize("name", models_with("classify"))
@@ -276,9 +347,8 @@ def test_classifier_gives_every_example_its_logits_whatever_its_batch(setting):
 
 def is_conditional(name: str) -> bool:
     """Whether the model of a YAML is told the classes, by its key or by its conditioning."""
-    option = load_option("model", name)
-    parts = {key.partition("@")[0]: part for one in option.defaults if one != "_self_" for key, part in one.items()}
-    return bool(option.model.get("conditional")) or parts.get("/conditioning", "none") != "none"
+    is_told = load_option("model", name).model.get("conditional")
+    return bool(is_told) or parts(name).get("conditioning", "none") != "none"
 
 
 every_conditional = pytest.mark.parametrize("name", [name for name in MODELS if is_conditional(name)])
@@ -319,8 +389,8 @@ def test_model_refuses_tokens_and_names_the_data(name):
 
 def uses_images_only(config: DictConfig) -> bool:
     networks = OmegaConf.to_yaml(config.model, resolve=True)
-    of_images = ("convolutional", "classifier", "residual", "norm_free", "style")
-    return any(f"src.networks.{module}." in networks for module in of_images)
+    of_images = ("convolutional", "code_grids", "classifier", "residual", "norm_free", "style", "unet", "coupling_flow")
+    return any(f"src.networks.{module}." in networks for module in of_images) or "src.models.completion." in networks
 
 
 @every_model
@@ -332,13 +402,14 @@ def test_model_trains_on_vectors_or_refuses_them_by_name(name):
         with pytest.raises(UserError, match=f"model={name} with data=made_up: .* gives (5|vector) "):
             build_model(config.model, spec, name)
     else:
-        model = build_model(config.model, spec, name)
+        model = prepared(build_model(config.model, spec, name), [batch])
         assert all(terms["loss"].isfinite().all() for _, terms in losses(model, batch))
 
 
+BOUNDED_BY_A_LIKELIHOOD = [name for name in models_with("log_prob_bound") if "likelihood" in parts(name)]
 LIKELIHOOD_CASES = [
     (name, likelihood, values)
-    for name, likelihood in itertools.product(models_with("log_prob_bound"), options("likelihood"))
+    for name, likelihood in itertools.product(BOUNDED_BY_A_LIKELIHOOD, options("likelihood"))
     for values in target("likelihood", likelihood).accepts
 ]
 
@@ -347,25 +418,29 @@ LIKELIHOOD_CASES = [
 def test_every_likelihood_trains_on_the_values_it_accepts(name, likelihood, values):
     setting = Setting(name, composed_with(name, likelihood), values=values)
     model, batch = setting.model(), setting.batch()
+    is_normalised = model.likelihood.is_normalised
+    if is_normalised:  # before the loss, which may move a codebook
+        bound = model.log_prob_bound(batch.x, batch.condition, generator=SampleNoise(0))
+        parts = model.log_prob_bound_terms(batch.x, batch.condition, generator=SampleNoise(0))
+        torch.testing.assert_close(sum(parts.values()), bound)
     terms = model.loss(batch, generator=SampleNoise(0))
     assert all(values.shape == (8,) and values.isfinite().all() for values in terms.values())
     assert_gradient_everywhere(terms, model)
-    assert ("elbo" in terms) == model.likelihood.is_normalised
-    if model.likelihood.is_normalised:
-        bound = model.log_prob_bound(batch.x, batch.condition, generator=SampleNoise(0))
+    assert ("elbo" in terms) == is_normalised
+    if is_normalised:
         torch.testing.assert_close(bound, terms["elbo"])
-        parts = model.log_prob_bound_terms(batch.x, batch.condition, generator=SampleNoise(0))
-        torch.testing.assert_close(sum(parts.values()), bound)
 
 
-@pytest.mark.parametrize(("name", "likelihood", "values"), LIKELIHOOD_CASES)
+@pytest.mark.parametrize(
+    ("name", "likelihood", "values"), [case for case in LIKELIHOOD_CASES if case[0] in models_with("sample")]
+)
 @pytest.mark.parametrize("sample_pixels", [True, False])
 def test_every_likelihood_gives_finite_samples(name, likelihood, values, sample_pixels):
     setting = Setting(name, composed_with(name, likelihood, sample_pixels=sample_pixels), values=values)
     assert setting.samples(setting.model()).isfinite().all()
 
 
-@pytest.mark.parametrize("name", models_with("log_prob_bound"))
+@pytest.mark.parametrize("name", [name for name in MODELS if "beta" in load_option("model", name).model])
 def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_bound(name):
     setting = Setting(name, composed_with(name, "gaussian", beta=4))
     terms = setting.model().loss(setting.batch(), generator=SampleNoise(0))

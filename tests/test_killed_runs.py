@@ -12,7 +12,7 @@ import torch
 
 from src.runs import Run
 from tests.commands import QUICK, call
-from tests.configs import options, small
+from tests.configs import models_by_themselves, small
 from tests.killing import Command, command, outcome
 
 NUM_STEPS = 40  # of ten to an epoch
@@ -70,7 +70,7 @@ def written(file: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", models_by_themselves())
 def test_a_run_killed_five_times_ends_as_the_one_that_was_not(model, cache, tmp_path):
     said = call("train", *overrides(model, cache, tmp_path / "whole"))
     assert said.code == 0, said.text

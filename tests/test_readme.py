@@ -20,9 +20,13 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 CONTEXTS = [
     ("config",),
     ("config", "model=dcgan"),
+    ("config", "model=flow_image"),
     ("config", "data=mnist"),
     ("config", "data=stacked_mnist"),
     ("config", "data=image_folder", "data.path=x"),
+    ("config", "data=table", "data.path=x"),
+    ("config", "data=two_moons"),
+    ("config", "data=gaussian_mixture"),
     ("config", "search=vae"),
     ("sample", "run=x"),
 ]  # where an option may belong: the root, and what is chosen beside

@@ -28,7 +28,7 @@ from src.training.callbacks.checkpoint import LastAndBest
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import QUICK, ROOT, call
-from tests.configs import compose_config, options, slow_but_for, small
+from tests.configs import compose_config, models_by_themselves, slow_but_for, small
 from tests.killing import curves, tensors, weights
 
 NUM_STEPS = 24  # of ten to an epoch
@@ -77,7 +77,8 @@ def trained(
         config.name = {"model": model, "data": "digits"}
     L.seed_everything(0, verbose=False)
     data = load_data(config)
-    module = make_training_module(load_model(config, data.spec), build(config.optim), build(config.training), config.seed)
+    optimizers = build(config.get("optim", {}))
+    module = make_training_module(load_model(config, data.spec), optimizers, build(config.training), config.seed)
     rows = Rows()
     trainer = make_trainer(default_root_dir=cache, callbacks=[*callbacks, _Quiet()], logger=[rows], **build(config.trainer))
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -104,7 +105,7 @@ def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("model", slow_but_for(options("model"), few=[*set(options("model")) - {"r3gan", "sngan"}]))
+@pytest.mark.parametrize("model", slow_but_for(models_by_themselves(), few={*models_by_themselves()} - {"r3gan", "sngan"}))
 def test_a_training_resumed_in_the_middle_of_an_epoch_is_the_one_that_was_not(model, cache, tmp_path):
     require_same(model, cache, tmp_path, cut=13)
 

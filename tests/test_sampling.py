@@ -16,13 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from src.build import build_model
+from src.core.batch import Batch
 from src.core.drawing import Sampler
 from src.core.errors import NotApplicable, UserError
 from src.core.latents import BetweenNoise, TruncatedNoise, lerp, slerp, truncate_normal
 from src.core.mixture import IsotropicMixture
 from src.core.protocols import CanDecode
 from src.core.rng import SampleNoise
+from src.core.views import Viewer, half_mask
 from src.evaluation.protocol import draw_samples
+from src.experiment import steer
 from src.sample import _draw_classes, _draw_samples
 from src.sample_files import SampleFiles
 from src.training.callbacks.point_pictures import curve_picture, density_picture, histogram_density
@@ -311,6 +314,158 @@ def test_crossover_behind_the_last_layer_and_styles_of_others_are_refused(styled
         _sampler(_model("dcgan")).mixed_styles(2, None)
 
 
+# --- given examples ---------------------------------------------------------------------------------------------------
+
+
+class _Line(nn.Module):
+    """An autoencoder of images by a code of three values, by hand: x = 10 z_0 + z_1 + 0.1 z_2, and 100 a class."""
+
+    is_conditional = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([10.0, 1.0, 0.1]))
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        level = x.flatten(1)[:, :1]
+        return torch.cat([torch.zeros_like(level), 2 * level, level], 1)
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        level = (z * self.scale).sum(1) + (0 if condition is None else 100 * condition)
+        return level.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+    def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return x + 1
+
+    def inpaint(self, x: Tensor, mask: Tensor, condition: Tensor | None, *, generator: SampleNoise) -> Tensor:
+        return torch.where(mask, x, generator.normal(tuple(x.shape), x) + 100 * condition.reshape(-1, 1, 1, 1))
+
+
+class _Gaussian(_Line):
+    """The same with z ~ N(0, I), and a posterior of standard deviation 0.5."""
+
+    latent_dim = 3
+
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean = self.encode(x, condition)
+        return mean, torch.full_like(mean, 2 * math.log(0.5))
+
+
+def _levels(n: int) -> Batch:
+    return Batch(torch.arange(float(n)).reshape(n, 1, 1, 1).expand(n, 1, 2, 2), torch.arange(n) % 2)
+
+
+def test_reconstructions_stand_beside_their_examples():
+    batch = _levels(5)
+    drawn = Viewer(_Line(), 0, batch_size=2).reconstructions(batch)
+    assert torch.equal(drawn, torch.stack([batch.x, batch.x + 1], 1))
+
+
+def test_traversal_goes_along_the_most_active_dimensions_of_the_first_examples_code():
+    batch = Batch(_levels(4).x + 1, torch.tensor([1, 0, 0, 0]))
+    drawn = Viewer(_Gaussian(), 0, batch_size=3).traversal(batch, 2, 7)
+    assert drawn.dimensions == [1, 2]
+    assert drawn.x.shape == (2, 7, 1, 2, 2)
+    steps = torch.linspace(-3, 3, 7)
+    torch.testing.assert_close(drawn.x[0, :, 0, 0, 0], 100 + steps + 0.1)  # of code (0, 2, 1) and class 1
+    torch.testing.assert_close(drawn.x[1, :, 0, 0, 0], 100 + 2 + 0.1 * steps)
+    of_class = Viewer(_Gaussian(), 0, batch_size=3).traversal(batch, 9, 7, condition=0)
+    assert of_class.dimensions == [1, 2, 0]
+    torch.testing.assert_close(of_class.x[:2], drawn.x - 100)
+
+
+def test_without_a_latent_of_known_law_a_traversal_has_the_spread_of_the_codes():
+    batch = _levels(3)  # codes (0, 2 x, x) of x = 0, 1, 2
+    drawn = Viewer(_Line(), 0, batch_size=100).traversal(batch, 1, 3)
+    std = 2 * math.sqrt(2 / 3)
+    expected = torch.tensor([2 - 3 * std, 2, 2 + 3 * std])
+    torch.testing.assert_close(drawn.x[0, :, 0, 0, 0], expected)
+
+
+def test_traversal_of_a_generator_goes_from_its_first_sample():
+    model = _model("gan")
+    drawn = Viewer(model, 3, batch_size=5).traversal(_levels(1), 2, 5)
+    assert drawn.dimensions == [0, 1]
+    z = SampleNoise(3).normal((1, model.latent_dim), torch.zeros(()))
+    z[:, 1] = 0.0
+    with torch.no_grad():
+        _close(drawn.x[1, 2], model.decode(z)[0])
+
+
+def test_posterior_draws_have_the_posteriors_moments_and_do_not_depend_on_the_batch_size():
+    batch = _levels(3)
+    drawn = Viewer(_Gaussian(), 0, batch_size=10_000).posterior_draws(batch, 2000)
+    assert torch.equal(drawn[:, 0], batch.x)
+    levels = drawn[:, 1:, 0, 0, 0]
+    expected = torch.tensor([2.1 * x + 100 * (x % 2) for x in range(3)])
+    torch.testing.assert_close(levels.mean(1), expected, rtol=0, atol=0.5)
+    torch.testing.assert_close(levels.std(1), torch.full((3,), 0.5 * math.sqrt(101.01)), rtol=0.05, atol=0)
+    _close(Viewer(_Gaussian(), 0, batch_size=7).posterior_draws(batch, 2000), drawn)
+
+
+def test_completions_keep_what_is_known_and_do_not_depend_on_the_batch_size():
+    batch, mask = _levels(3), half_mask("left", (1, 2, 2))
+    drawn = Viewer(_Line(), 0, batch_size=100).completions(batch, mask, 4, blank=-7.0)
+    assert drawn.shape == (3, 6, 1, 2, 2)
+    assert torch.equal(drawn[:, -1], batch.x)
+    assert torch.equal(drawn[:, :, 0, :, 0], batch.x[:, :, :, 0].expand(-1, 6, -1))
+    assert (drawn[:, 0, 0, :, 1] == -7).all()
+    assert drawn[:, 1:5, 0, :, 1].flatten(1).unique(dim=1).shape == (3, 8)
+    assert (drawn[1, 1:5, 0, :, 1] > 50).all()  # of its class
+    assert torch.equal(Viewer(_Line(), 0, batch_size=5).completions(batch, mask, 4, blank=-7.0), drawn)
+
+
+@pytest.mark.parametrize(("side", "known"), [("top", [0]), ("bottom", [2]), ("left", [0]), ("right", [2])])
+def test_halves_of_odd_images_are_rounded_down(side, known):
+    mask = half_mask(side, (1, 3, 3))[0]
+    rows = mask if side in ("top", "bottom") else mask.T
+    assert torch.equal(rows.all(1), torch.tensor([i in known for i in range(3)]))
+    assert int(mask.sum()) == 3
+
+
+def test_what_a_model_cannot_show_is_said():
+    viewer, batch = Viewer(nn.Linear(1, 1), 0, 10), _levels(2)
+    for show, words in (
+        (lambda: viewer.reconstructions(batch), "does not reconstruct"),
+        (lambda: viewer.traversal(batch, 1, 3), "no latents"),
+        (lambda: viewer.posterior_draws(batch, 1), "no posterior"),
+        (lambda: viewer.completions(batch, half_mask("top", (1, 2, 2)), 1, 0.0), "does not complete"),
+    ):
+        with pytest.raises(NotApplicable, match=words):
+            show()
+
+
+class _Steered(nn.Module):
+    """Remembers how it was steered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, float] = {}
+
+    def steer(self, *, steps: int | None = None, guidance: float | None = None) -> None:
+        self.given = {"steps": steps, "guidance": guidance}
+
+
+def test_models_that_draw_in_steps_are_steered_and_others_refuse():
+    model = _Steered()
+    steer(model, "x", 5, 2)
+    assert model.given == {"steps": 5, "guidance": 2}
+    steer(model, "x", None, None)
+    assert model.given == {"steps": None, "guidance": None}
+    steer(nn.Linear(1, 1), "x", None, None)
+    for steps, guidance, words in (
+        (5, None, r"evaluation\.steps=5 cannot be asked of model=x"),
+        (None, 2.0, r"evaluation\.guidance=2.0 cannot be asked"),
+        (2.5, None, "whole number"),
+        (0, None, "at least 1"),
+        (None, -1.0, "at least 0"),
+        (None, "much", "must be a number"),
+        (True, None, "whole number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            steer(nn.Linear(1, 1), "x", steps, guidance, "evaluation.")
+
+
 # --- densities and curves of points ----------------------------------------------------------------------------------
 
 
@@ -394,8 +549,8 @@ def _tiles(file: Path, side: int = 32) -> np.ndarray:
 def test_each_kind_of_picture_has_files_of_its_own(trained, tmp_path):
     run, out = trained("cgan"), tmp_path / "out"
     _drawn(run, out, "n=8")
-    said = _drawn(run, out, "n=2", "picture=interpolation", "steps=3")
-    assert "interpolation.png with 2 rows of 3 steps of the " in said
+    said = _drawn(run, out, "n=2", "picture=interpolation", "row_length=3")
+    assert "interpolation.png with 2 rows of 3 images of the " in said
     _drawn(run, out, "n=2", "picture=classes")
     pictures = {*(f"{i:05d}.png" for i in range(8)), "grid.png", "interpolation.png", "classes.png", ".drawn"}
     assert {file.name for file in out.iterdir()} == pictures
@@ -405,6 +560,45 @@ def test_each_kind_of_picture_has_files_of_its_own(trained, tmp_path):
     assert abs(rows[1, 0] - samples[0, 1]).max() <= 1
     assert abs(classes[0, 0] - samples[0, 0]).max() <= 1
     assert abs(classes[1, 1] - samples[0, 1]).max() <= 1
+
+
+def test_pictures_of_test_images(trained, tmp_path):
+    run, out = trained("vae"), tmp_path / "out"
+    assert "reconstruction.png with 3 test images" in _drawn(run, out, "n=3", "picture=reconstruction")
+    assert "2 test images and 3 draws of p(x' | z" in _drawn(run, out, "n=2", "picture=posterior", "row_length=4")
+    assert "with the latent dimensions " in _drawn(run, out, "n=2", "picture=traversal")
+    kinds = ("reconstruction", "posterior", "traversal")
+    assert {file.name for file in out.iterdir()} == {*(f"{kind}.png" for kind in kinds), ".drawn"}
+    rebuilt, draws, traversed = (_tiles(out / f"{kind}.png") for kind in kinds)
+    assert (rebuilt.shape[:2], draws.shape[:2], traversed.shape[:2]) == ((2, 3), (2, 4), (2, 11))
+    assert (draws[:, 0] == rebuilt[0, :2]).all()
+    _drawn(run, out, "n=3", "picture=reconstruction", "seed=1")
+    assert (_tiles(out / "reconstruction.png") != rebuilt).any()
+
+
+def test_a_model_without_samples_has_reconstructions(trained, tmp_path):
+    run = trained("autoencoder")
+    _drawn(run, tmp_path, "n=2", "picture=reconstruction")
+    _drawn(run, tmp_path, "n=2", "picture=traversal", "row_length=3")
+    assert _tiles(tmp_path / "traversal.png").shape[:2] == (2, 3)
+    assert "draws no samples" in call("sample", f"run={run.run.path}", "n=2").text
+
+
+@pytest.mark.slow
+def test_a_model_that_draws_in_steps_is_steered_and_completes_images(cache, tmp_path):
+    settings = ("model=flow_matching", "trainer.max_steps=5", "metric=[cs]", "sampler=euler", "evaluation.steps=3")
+    run = train(tmp_path / "run", cache, *settings)
+    assert run.run.results()["costs"]["sampling"]["evaluations_per_sample"] == 3
+    out = tmp_path / "out"
+    assert "steps=2" in _drawn(run, out, "n=2", "picture=inpainting", "known=left", "steps=2", "row_length=4")
+    tiles = _tiles(out / "inpainting.png")
+    assert tiles.shape[:2] == (2, 4)
+    left = tiles[..., :16]
+    assert (left == left[:, -1:]).all()
+    said = call("evaluate", f"run={run.run.path}", "metric=[cs]", "evaluation.steps=4")
+    assert said.code == 0, said.text
+    assert run.run.results()["metrics"]["cs"]["card"]["model"]["settings"]["steps"] == 4
+    assert run.run.results()["costs"]["sampling"]["evaluations_per_sample"] == 4
 
 
 def test_another_truncation_or_class_goes_into_another_folder(trained, tmp_path):
@@ -550,15 +744,34 @@ def test_points_are_drawn_as_a_density_and_as_curves(points_run, tmp_path):
 @pytest.mark.parametrize(
     ("model", "arguments", "sentence"),
     [
-        ("vae", ["picture=foo"], "picture=foo is not known; allowed: samples, interpolation, classes, styles"),
+        (
+            "vae",
+            ["picture=foo"],
+            "picture=foo is not known; allowed: samples, interpolation, classes, styles, reconstruction",
+        ),
         ("vae", ["truncation=-0.1"], "truncation=-0.1 must be a number that is at least 0, or null for no truncation"),
         ("vae", ["truncation=much"], "truncation=much must be a number that is at least 0"),
         ("vae", ["truncation=true"], "truncation=True must be a number"),
         ("vae", ["truncation=nan"], "truncation=nan must be a number"),
         ("cvae", ["truncation=1"], "truncation=1 cannot be asked of model=cvae: it has no z of N(0, I) to truncate"),
-        ("vae", ["picture=interpolation", "steps=1"], "steps=1 must be at least 2"),
-        ("vae", ["picture=interpolation", "steps=2.5"], "steps=2.5 must be a whole number"),
-        ("vae", ["steps=5"], "steps=5 is nothing that picture=samples takes; it is for picture=interpolation"),
+        ("vae", ["picture=interpolation", "row_length=1"], "row_length=1 must be at least 2"),
+        ("vae", ["picture=interpolation", "row_length=2.5"], "row_length=2.5 must be a whole number"),
+        ("vae", ["row_length=5"], "row_length=5 is nothing that picture=samples takes; it is for picture=interpolation"),
+        ("vae", ["steps=5"], "steps=5 cannot be asked of model=vae: it does not draw in steps"),
+        ("vae", ["guidance=2"], "guidance=2 cannot be asked of model=vae: it does not draw in steps"),
+        ("vae", ["steps=0"], "steps=0 must be at least 1"),
+        ("vae", ["guidance=much"], "guidance=much must be a number that is at least 0"),
+        ("vae", ["picture=posterior", "steps=5"], "steps=5 is nothing that picture=posterior takes"),
+        ("vae", ["picture=inpainting"], "picture=inpainting cannot be asked of model=vae: it does not complete examples"),
+        ("vae", ["picture=inpainting", "known=middle"], "known=middle is not known; allowed: top, bottom, left, right"),
+        ("vae", ["known=top"], "known=top is nothing that picture=samples takes; it is for picture=inpainting"),
+        (
+            "cgan",
+            ["picture=reconstruction"],
+            "picture=reconstruction cannot be asked of model=cgan: it does not reconstruct",
+        ),
+        ("cgan", ["picture=posterior"], "picture=posterior cannot be asked of model=cgan: it has no posterior"),
+        ("vae", ["picture=traversal", "truncation=1"], "truncation=1 is nothing that picture=traversal takes"),
         ("vae", ["picture=styles", "crossover=-1"], "crossover=-1 must be at least 0"),
         ("vae", ["picture=classes"], "picture=classes cannot be asked of model=vae: it is not conditional"),
         ("cvae", ["picture=classes", "condition=1"], "condition=1 is nothing that picture=classes takes"),

@@ -23,6 +23,7 @@ from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.evaluation.protocol import Drawn, draw_together
 from src.experiment import load_data, load_model
+from src.objectives.quantization import Codebook
 from src.training.callbacks.checkpoint import LastAndBest
 from src.training.fit import make_trainer, make_training_module
 from src.training.meter import NonFiniteLossError
@@ -41,6 +42,8 @@ SAME = {  # what must be the same on two devices as on one: batches to an update
     "gan with both penalties": (1, [*STEADY_GAN, "adversarial_loss=relativistic", "penalty=r1_r2"]),
     "gan with spectral norm": (1, [*STEADY_GAN, "adversarial_loss=hinge", "model.spectral_norm=true"]),
     "vae in rounds": (2, ["model=vae", "training.gradient_clip_norm=1.0"]),
+    "gmm": (1, ["model=gmm", "model.num_components=4"]),
+    "gmm by minibatches": (1, ["model=gmm", "model.num_components=4", "model.minibatch=true"]),
     "gan with two critics in rounds": (
         2,
         [*STEADY_GAN, "training.n_critic=2", "training.gradient_clip_norm=0.5"],
@@ -153,14 +156,15 @@ def fit(
         "trainer.val_every_n_epochs=1", "training.log_every_n_steps=1", "loader.num_workers=0",
         "loader.eval_batch_size=50", f"data.cache={cache}", *overrides,
     )  # fmt: skip
-    k = config.training.accumulate_batches
+    k = config.training.get("accumulate_batches", 1)
     config.loader.batch_size = GLOBAL_BATCH // NUM_RANKS // k
     config.trainer.max_steps = None if max_steps is None else max_steps * k
     with open_dict(config):
         config.name = {"model": "a model", "data": "digits"}
     L.seed_everything(0, verbose=False)
     data = data or load_data(config)
-    module = make_training_module(load_model(config, data.spec), build(config.optim), build(config.training), config.seed)
+    optimizers = build(config.get("optim", {}))
+    module = make_training_module(load_model(config, data.spec), optimizers, build(config.training), config.seed)
     rows = Rows()
     trainer = make_trainer(default_root_dir=cache, callbacks=[*callbacks, Quiet()], logger=[rows], **build(config.trainer))
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -188,11 +192,23 @@ def drawn(cache: Path) -> Drawn:
     return draw_together(model, "cgan", data, num_samples=70, batch_size=16, seed=3)
 
 
+def learnt_codes(revive_below: float) -> dict[str, Tensor]:
+    """A codebook after some batches, of which each process has its share; two of its eight codes have no use."""
+    torch.manual_seed(0)
+    codebook, noise = Codebook(8, 2, decay=0.8, revive_below=revive_below), StreamNoise(own_rank())
+    batches = StreamNoise(1).normal((30, 24, 2), torch.zeros(()))
+    for batch in batches:
+        z = batch.chunk(num_ranks())[own_rank()]
+        codebook.learn(z, codebook.indices(z).clamp(max=5), noise)
+    return codebook.state_dict()
+
+
 def same(name: str, cache: Path) -> dict[str, Any]:
     """One of the trainings of `SAME`, where each batch of each process has its share of the noise of one global batch."""
     k, overrides = SAME[name]
+    in_rounds = [f"training.accumulate_batches={k}"] if k > 1 else []
     module, rows = fit(
-        cache, *overrides, f"training.accumulate_batches={k}",
+        cache, *overrides, *in_rounds,
         callbacks=(UseNoise(Share(k * NUM_RANKS, [i * NUM_RANKS + RANK for i in range(k)])),),
     )  # fmt: skip
     return outcome(module, rows)
@@ -220,6 +236,8 @@ def main(folder: Path, cache: Path) -> None:
         found[name] = same(name, cache)
     assert num_ranks() == 2
     found["drawn"] = drawn(cache)
+    found["codes"] = learnt_codes(revive_below=0.0)
+    found["codes with revival"] = learnt_codes(revive_below=0.1)
 
     cut = folder / "cut.ckpt"
     found["whole"] = outcome(*fit(cache, *SMALL_DCGAN, callbacks=(SaveAfter(CUT, cut),)))

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
+    "broadcast",
     "broadcast_from_first",
     "gather",
     "gather_to_first",
@@ -19,6 +20,7 @@ __all__ = [
     "num_ranks",
     "own_rank",
     "part",
+    "sum_over_ranks",
 ]
 
 
@@ -47,6 +49,16 @@ def largest_over_ranks(number: int, device: torch.device) -> int:
     return int(largest)
 
 
+@torch.no_grad()
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of what each rank gives, of the same shape, on all of them; without gradient."""
+    if num_ranks() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def gather(one: Any) -> list[Any]:
     """What each rank gives, in the order of the ranks, on all of them."""
     if num_ranks() == 1:
@@ -63,6 +75,16 @@ def gather_to_first(one: Any) -> list[Any]:
     everyones: list[Any] | None = [None] * num_ranks() if own_rank() == 0 else None
     dist.gather_object(one, everyones)
     return everyones or []
+
+
+@torch.no_grad()
+def broadcast(tensor: Tensor) -> Tensor:
+    """What rank 0 gives, on all ranks; they give tensors of the same shape."""
+    if num_ranks() == 1:
+        return tensor.detach()
+    received = tensor.detach().clone()
+    dist.broadcast(received, src=0)
+    return received
 
 
 @torch.no_grad()

@@ -22,14 +22,22 @@ __all__ = [
     "CanClassify",
     "CanDecode",
     "CanEncode",
+    "CanInpaint",
     "CanMixStyles",
+    "CanQuantize",
     "CanReconstruct",
     "CanSample",
     "CanScore",
+    "CanWeigh",
     "CountsEvaluations",
     "ExpectationMaximization",
+    "FollowsTraining",
+    "HasBaseline",
+    "HasPosterior",
+    "HasPrior",
     "HasSettings",
     "NeedsPreparation",
+    "ScoresPart",
     "Styled",
     "Terms",
     "Trainable",
@@ -67,6 +75,49 @@ class CanBound(Protocol):
 
 
 @runtime_checkable
+class CanWeigh(Protocol):
+    """Has latents, and importance weights of draws from its posterior."""
+
+    def importance_log_weights(
+        self, x: Tensor, condition: Tensor | None = None, *, num_samples: int, generator: Noise | None = None
+    ) -> Tensor:
+        """log p(x, z_i) - log q(z_i | x) of k = num_samples draws z_i ~ q(z | x), `(B, k)` in nats.
+
+        The mean of their exponentials is an unbiased estimate of p(x). Draw i of an example depends neither on the batch
+        nor on how many are drawn at a time.
+        """
+        ...
+
+
+@runtime_checkable
+class HasPrior(Protocol):
+    """Has latents, and likelihoods of draws from their prior."""
+
+    def prior_log_likelihoods(
+        self, x: Tensor, condition: Tensor | None = None, *, num_samples: int, generator: Noise | None = None
+    ) -> Tensor:
+        """log p(x | z_i) of k = num_samples draws z_i ~ p(z), `(B, k)` in nats; the mean of their exponentials is an
+        unbiased estimate of p(x), with far more noise than that of `CanWeigh`."""
+        ...
+
+
+@runtime_checkable
+class HasBaseline(Protocol):
+    """Has a network beside it that does the same without latents."""
+
+    def baseline_log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Its exact log likelihood, `(B,)` in nats."""
+        ...
+
+
+@runtime_checkable
+class ScoresPart(Protocol):
+    """Its likelihoods are of a part of the example, given the rest."""
+
+    of_what: str  # in words, for cards
+
+
+@runtime_checkable
 class HasSettings(Protocol):
     def settings(self) -> dict[str, Any]:
         """What its samples and its likelihood depend on besides its weights, in plain types: solver, steps, guidance."""
@@ -94,6 +145,15 @@ class CanBeSteered(Protocol):
 class CanReconstruct(Protocol):
     def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """x after a round trip through the model's code, deterministic, `(B, *spec.shape)` in data units."""
+        ...
+
+
+@runtime_checkable
+class CanQuantize(Protocol):
+    num_codes: int
+
+    def quantize(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The codes that x is told by, numbers from 0 to num_codes - 1, deterministic, `(B, ...)` int64."""
         ...
 
 
@@ -156,6 +216,28 @@ class CanEncode(Protocol):
 
 
 @runtime_checkable
+class HasPosterior(Protocol):
+    """Infers a Gaussian of diagonal covariance over its latents, q(z | x)."""
+
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x), each `(B, latent_dim)`."""
+        ...
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The example of z, deterministic, `(B, *spec.shape)` in data units."""
+        ...
+
+
+@runtime_checkable
+class CanInpaint(Protocol):
+    def inpaint(
+        self, x: Tensor, mask: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None
+    ) -> Tensor:
+        """Examples that are x `(B, *spec.shape)` where `mask`, of the same shape, is True, and drawn elsewhere."""
+        ...
+
+
+@runtime_checkable
 class CanClassify(Protocol):
     def classify(self, x: Tensor) -> Tensor:
         """Class logits, `(B, num_classes)`."""
@@ -173,6 +255,16 @@ class NeedsPreparation(Protocol):
             examples: each call gives all training examples once, in batches in data units, in their order.
             generator: the same on every device.
         """
+        ...
+
+
+@runtime_checkable
+class FollowsTraining(Protocol):
+    """Has an objective that changes in the course of the training."""
+
+    def follow(self, examples_seen: int) -> None:
+        """Told before every step how many training examples were seen, over all devices. Not told in evaluation mode,
+        where the objective is always the same, so that held-out losses of different times can be compared."""
         ...
 
 
@@ -213,13 +305,22 @@ class ExpectationMaximization(Protocol):
     """Trained without gradients: statistics of examples are added up, and give the next parameters."""
 
     objective: str  # what falls with every maximization, in words
+    maximizes_every_batch: bool  # or else after an epoch
+    statistics: Tensor  # added up since the last maximization, a sum over examples; a buffer
 
     def accumulate(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
         """Add the statistics of a batch under the present parameters; its terms, as of a training loss."""
         ...
 
-    def maximize(self) -> None:
-        """Set the parameters to what the statistics of all ranks say, and begin new statistics."""
+    def maximize(self, share: float = 1.0) -> dict[str, float]:
+        """Set the parameters to what the statistics say, and begin new ones.
+
+        Args:
+            share: of the examples of an epoch, the share that the statistics are of.
+
+        Returns:
+            What is worth a curve, by name.
+        """
         ...
 
     def negative_log_likelihood(self, batch: Batch, *, generator: Noise | None = None) -> Terms:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from src.core.errors import UserError
 
-__all__ = ["BINARY_DYNAMIC", "BINARY_STATIC", "CONTINUOUS", "DISCRETE", "DataSpec", "Values"]
+__all__ = ["BINARY_DYNAMIC", "BINARY_STATIC", "CONTINUOUS", "DISCRETE", "DataSpec", "OwnUnits", "Values"]
 
 BINARY_STATIC = "binary_static"  # each pixel drawn from Bernoulli(grey value) once and for all
 BINARY_DYNAMIC = "binary_dynamic"  # drawn afresh each time a training example is seen; held-out data drawn once
@@ -56,6 +56,33 @@ class Values:
 
 
 @dataclass(frozen=True)
+class OwnUnits:
+    """The units that vectors came in, where they were standardized: x in data units is (own - shift) / scale.
+
+    Args:
+        columns: the name of each of D values.
+        shift: D numbers, in own units.
+        scale: D positive numbers, in own units.
+        label: the name of the column of classes, or None without one.
+    """
+
+    columns: tuple[str, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    label: str | None = None
+
+    @property
+    def log_volume(self) -> float:
+        """sum_i ln scale_i: a density in own units is exp(-log_volume) times that in data units."""
+        return sum(math.log(scale) for scale in self.scale)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "OwnUnits":
+        columns, shift, scale = (tuple(plain[key]) for key in ("columns", "shift", "scale"))
+        return cls(columns, shift, scale, plain["label"])
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What one example of a data set is.
 
@@ -65,6 +92,7 @@ class DataSpec:
         shape: event shape of one example, `(channels, height, width)` for images.
         values: what one value is.
         class_names: one name per class; empty if the data set has no labels.
+        own_units: what the values were before they were standardized, if they were.
     """
 
     name: str
@@ -72,6 +100,7 @@ class DataSpec:
     shape: tuple[int, ...]
     values: Values
     class_names: tuple[str, ...] = ()
+    own_units: OwnUnits | None = None
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +111,11 @@ class DataSpec:
     def num_dims(self) -> int:
         """Number of values in one example."""
         return math.prod(self.shape)
+
+    @property
+    def log_scale(self) -> float:
+        """What a log density in data units is larger by than in the data's own units, in nats; 0 if they are the same."""
+        return 0.0 if self.own_units is None else self.own_units.log_volume
 
     def describe(self) -> str:
         size = "x".join(str(n) for n in self.shape)
@@ -129,6 +163,13 @@ class DataSpec:
         assert self.values.is_bounded
         return self.to_unit_interval(x).clamp(0, 1).mul(255).round().byte()
 
+    def to_own_units(self, x: Tensor) -> Tensor:
+        """Vectors `(..., D)` in the units they came in, float64 in main memory; as they are if there are no others."""
+        if self.own_units is None:
+            return x
+        scale, shift = (torch.tensor(v, dtype=torch.float64) for v in (self.own_units.scale, self.own_units.shift))
+        return x.cpu().double() * scale + shift
+
     def squash(self, out: Tensor) -> Tensor:
         """A network's output onto the data's range: through a tanh if there is a range, else unchanged."""
         if not self.values.is_bounded:
@@ -142,7 +183,10 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` is the inverse."""
-        return asdict(self)
+        plain = asdict(self)
+        if self.own_units is None:
+            del plain["own_units"]  # what is kept under the hash of a spec is found by it as before
+        return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "DataSpec":
@@ -152,6 +196,7 @@ class DataSpec:
             shape=tuple(plain["shape"]),
             values=Values(**plain["values"]),
             class_names=tuple(plain["class_names"]),
+            own_units=OwnUnits.from_dict(plain["own_units"]) if "own_units" in plain else None,
         )
 
     def with_values(self, values: Values) -> "DataSpec":

@@ -3,6 +3,7 @@
 A prepared data set is a folder
 
     <cache>/<name>-<key>/   meta.json   train_x.npy train_y.npy   test_x.npy test_y.npy   (val likewise)
+                            units.json, where vectors were standardized
 
 where the key is a hash of where the data came from and how it was cut, so that a changed source is never served stale.
 The folder is written under another name and renamed when whole: a killed preparation leaves nothing that looks finished.
@@ -14,25 +15,27 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from src.core.density import Density
 from src.core.errors import UserError
-from src.core.mixture import IsotropicMixture
-from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, Values
+from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, OwnUnits, Values
 from src.core.stack import Stack
 
 __all__ = [
-    "Arrays", "Split", "image_values", "prepare", "prepare_images", "save_in_chunks", "save_splits", "split_indices",
+    "Arrays", "Split", "image_values", "prepare", "prepare_images", "save_in_chunks", "save_own_units", "save_splits",
+    "split_indices",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 _HASHED_EXAMPLES = 4096  # at a time
+_UNITS = "units.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Arrays:
         source_levels: number of integer levels in the arrays (256 for 8-bit images), or None if they hold real numbers.
         splits: "train", "val" and "test".
         fingerprint: hash of the arrays' bytes; two data sets with the same fingerprint are the same.
-        mixture: what the examples were drawn from, if it is such a mixture and known.
+        density: what the examples were drawn from, if it is known.
         stack: how the examples are made of smaller images, if they are.
     """
 
@@ -77,7 +80,7 @@ class Arrays:
     source_levels: int | None
     splits: dict[str, Split]
     fingerprint: str
-    mixture: IsotropicMixture | None = None
+    density: Density | None = None
     stack: Stack | None = None
 
 
@@ -102,7 +105,7 @@ def prepare(
     values: Values,
     source_levels: int | None,
     make: Callable[[Path], tuple[str, ...]],
-    mixture: IsotropicMixture | None = None,
+    density: Density | None = None,
     stack: Stack | None = None,
 ) -> Arrays:
     """Return the prepared arrays of a data set, making them first if they are not there.
@@ -114,8 +117,9 @@ def prepare(
         modality: "image" or "vector".
         values: what a value is, as models shall see it.
         source_levels: number of integer levels in the arrays; None if they hold real numbers.
-        make: writes `<split>_x.npy` and `<split>_y.npy` into a folder and returns the class names (empty: no labels).
-        mixture: what the examples are drawn from, if it is known.
+        make: writes `<split>_x.npy` and `<split>_y.npy` into a folder and returns the class names (empty: no labels); of
+            vectors that it has standardized also what they were (`save_own_units`).
+        density: what the examples are drawn from, if it is known.
         stack: how the examples are made of smaller images, if they are.
     """
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
@@ -125,6 +129,7 @@ def prepare(
     try:
         meta = json.loads((folder / "meta.json").read_text())
         splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
+        own_units = _read_own_units(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew"
@@ -135,9 +140,10 @@ def prepare(
         shape=splits["train"].x.shape[1:],
         values=values,
         class_names=tuple(meta["class_names"]),
+        own_units=own_units,
     )
     fingerprint = hashlib.sha256(json.dumps(meta["sha256"], sort_keys=True).encode()).hexdigest()
-    return Arrays(spec, source_levels, splits, fingerprint, mixture, stack)
+    return Arrays(spec, source_levels, splits, fingerprint, density, stack)
 
 
 def image_values(kind: str, levels: int) -> Values:
@@ -163,6 +169,11 @@ def save_splits(folder: Path, parts: Iterable[tuple[str, np.ndarray, np.ndarray 
         np.save(folder / f"{split}_x.npy", x)
         if y is not None:
             np.save(folder / f"{split}_y.npy", y.astype(np.int64))
+
+
+def save_own_units(folder: Path, own_units: OwnUnits) -> None:
+    """Write what the values of vectors were before they were standardized, beside them."""
+    (folder / _UNITS).write_text(json.dumps(asdict(own_units)))
 
 
 def save_in_chunks(folder: Path, split: str, shape: tuple[int, ...], x: Iterable[np.ndarray], y: np.ndarray) -> None:
@@ -212,6 +223,11 @@ def _rename_unless_there(unfinished: Path, folder: Path) -> None:
     except OSError:
         if not (folder / "meta.json").exists():  # otherwise another process was faster; its arrays are the same
             raise
+
+
+def _read_own_units(folder: Path) -> OwnUnits | None:
+    file = folder / _UNITS
+    return OwnUnits.from_dict(json.loads(file.read_text())) if file.exists() else None
 
 
 def _open_split(folder: Path, split: str, has_labels: bool) -> Split:

@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from src.core.errors import UserError
+from src.evaluation.comparison_costs import Cost, cost_columns, cost_sentences
 from src.evaluation.comparison_rows import Row, RunResults, canonical, leaves, make_rows, one_per_seed, origin, shown
 from src.evaluation.significance import Difference, holm, independent_difference, paired_difference, sign_flip_p
 
@@ -134,6 +135,8 @@ class Comparison:
         absences: which metrics have no value, and why.
         left_out: runs that are not in the table, and why.
         unfinished: runs that are in the table though they are not done.
+        costs: what the rows cost; none is compared.
+        about_costs: devices and settings behind them.
     """
 
     rows: tuple[Row, ...]
@@ -144,6 +147,8 @@ class Comparison:
     absences: tuple[str, ...]
     left_out: tuple[str, ...]
     unfinished: tuple[str, ...]
+    costs: tuple[Cost, ...] = ()
+    about_costs: tuple[str, ...] = ()
 
 
 def compare(
@@ -182,6 +187,8 @@ def compare(
         absences=tuple(_absences(named, rows, columns)),
         left_out=(*left_out, *repeated),
         unfinished=tuple(f"{run.name} is not done, its status is {run.status}" for run in kept if run.status != "done"),
+        costs=cost_columns(rows),
+        about_costs=tuple(cost_sentences(rows)),
     )
 
 
@@ -313,7 +320,7 @@ def _refusals(column: Column, rows: Sequence[Row]) -> Iterator[str]:
 
 def _unlike(given: dict[str, Any], wanted: dict[str, Any], whose: str) -> Iterator[str]:
     for field in _differing(given, wanted):
-        verb = "are" if field == "weights" else "is"
+        verb = "are" if field in ("weights", "settings") else "is"
         yield f"its {field} {verb} {_term(given, field)}, the {whose}'s {verb} {_term(wanted, field)}"
 
 

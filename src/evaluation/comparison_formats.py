@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.evaluation.comparison import ANCHORS, Anchor, Cell, Column, Comparison, Verdict
+from src.evaluation.comparison_costs import Cost
 from src.evaluation.comparison_rows import canonical
 
 __all__ = ["as_text", "narrow_table", "print_text", "sentences", "shown_value", "to_csv", "to_markdown", "verdict_sentence"]
@@ -37,7 +38,9 @@ def print_text(comparison: Comparison, console: Console) -> None:
 
 
 def narrow_table(comparison: Comparison, width: int, most_rows: int) -> tuple[Table, int]:
-    """A table with a row a run that has as many of the first columns as fit, at least one; and how many these are.
+    """A table with a row a run that has as many of the first metrics as fit, at least one; and how many these are.
+
+    It leaves the costs out.
 
     Args:
         comparison: what to show.
@@ -45,7 +48,7 @@ def narrow_table(comparison: Comparison, width: int, most_rows: int) -> tuple[Ta
         most_rows: of more rows those that are best by the first column are shown.
     """
     console = Console(width=_WIDE)
-    part = _best_rows(comparison, most_rows)
+    part = replace(_best_rows(comparison, most_rows), costs=())
     weights = {row.weights for row in part.rows}
     for num_columns in range(min(len(part.columns), _MOST_COLUMNS), 0, -1):
         grid = _grid(replace(part, columns=part.columns[:num_columns]))
@@ -99,7 +102,7 @@ def to_csv(comparison: Comparison) -> str:
     """One line for each row and metric; numbers with every digit, nothing where there is none.
 
     `seeds` counts the runs behind a value, `low` and `high` are its 95 % interval, `difference` is this row minus the best,
-    `protocol` is the start of the protocol's SHA-256.
+    `protocol` is the start of the protocol's SHA-256. What a row costs comes as further lines with the verdict "cost".
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -108,6 +111,8 @@ def to_csv(comparison: Comparison) -> str:
     for i in range(len(comparison.rows)):
         for column in comparison.columns:
             writer.writerow(_csv_line(comparison, i, column, verdicts.get((column.metric, i))))
+        for cost in comparison.costs:
+            writer.writerow(_csv_cost(comparison, i, cost))
     return file.getvalue()
 
 
@@ -118,6 +123,7 @@ def sentences(comparison: Comparison) -> dict[str, list[str]]:
         "Alarms": comparison.alarms,
         "Refused": comparison.refusals,
         "No value": comparison.absences,
+        "Costs": comparison.about_costs,
         "Not done": comparison.unfinished,
         "Left out": comparison.left_out,
     }
@@ -163,7 +169,7 @@ def _grid(comparison: Comparison) -> list[list[_Styled]]:
     """Headings and rows of texts with their styles: a row a run, or a row a metric if there are many of them."""
     grid = [[(heading, "") for heading in _headings(comparison)]]
     for i, cells in enumerate(_rows(comparison)):
-        best = [False] * 3 + [i in column.best for column in comparison.columns]
+        best = [False] * 3 + [i in column.best for column in comparison.columns] + [False] * len(comparison.costs)
         grid.append([(cell, "bold" if is_best else "") for cell, is_best in zip(cells, best, strict=True)])
     grid += [[(cell, "dim") for cell in cells] for cells in _anchor_rows(comparison)]
     if len(comparison.columns) <= _MOST_COLUMNS:
@@ -186,7 +192,9 @@ def _styled(cell: _Styled) -> Text:
 
 
 def _headings(comparison: Comparison) -> list[str]:
-    return ["run", "seeds", "weights", *(_heading(column) for column in comparison.columns)]
+    metrics = (_heading(column) for column in comparison.columns)
+    costs = (f"{cost.name} [{cost.unit}]" if cost.unit else cost.name for cost in comparison.costs)
+    return ["run", "seeds", "weights", *metrics, *costs]
 
 
 def _heading(column: Column) -> str:
@@ -199,6 +207,7 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     return [
         [row.label, str(len(row.runs)), row.weights]
         + [_cell(column.cells[i], len(row.runs)) for column in comparison.columns]
+        + [_cost(cost, i) for cost in comparison.costs]
         for i, row in enumerate(comparison.rows)
     ]
 
@@ -212,10 +221,21 @@ def _cell(cell: Cell, num_runs: int) -> str:
     return _with_interval(cell.mean, cell.interval) + (" (1)" if num_runs > 1 else "")
 
 
+def _cost(cost: Cost, row: int) -> str:
+    mean, sd = cost.mean(row), cost.sd(row)
+    if mean is None:
+        return "-"
+    if not sd:  # one seed, or the same for all, as parameters are
+        return _number(mean, _decimals(mean, 0))
+    decimals = _decimals(mean, sd)
+    return f"{_number(mean, decimals)} ± {_number(sd, decimals)} ({len(cost.values[row])})"
+
+
 def _anchor_rows(comparison: Comparison) -> list[list[str]]:
     measured = {name for column in comparison.columns for name in column.anchors}
     return [
         [title, "", "", *(_anchor(column, column.anchors.get(name)) for column in comparison.columns)]
+        + [""] * len(comparison.costs)
         for name, title in ANCHORS.items()
         if name in measured
     ]
@@ -266,6 +286,23 @@ def _csv_line(comparison: Comparison, i: int, column: Column, verdict: Verdict |
         *(_exact(anchor.value if isinstance(anchor, Anchor) else None) for anchor in (floor, ceiling)),
         "" if cell.protocol is None else hashlib.sha256(canonical(cell.protocol).encode()).hexdigest()[:12],
     ]
+
+
+def _csv_cost(comparison: Comparison, i: int, cost: Cost) -> list[str]:
+    row = comparison.rows[i]
+    line = {
+        "row": row.label,
+        "model": row.model,
+        "data": row.data,
+        "seeds": str(len(cost.values[i])),
+        "metric": cost.name,
+        "unit": cost.unit,
+        "value": _exact(cost.mean(i)),
+        "sd": _exact(cost.sd(i)),
+        "best": "false",
+        "verdict": "cost",
+    }
+    return [line.get(field, "") for field in _CSV_FIELDS]
 
 
 def _word(cell: Cell, verdict: Verdict | None, is_best: bool) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["Row", "RunResults", "canonical", "leaves", "make_rows", "one_per_see
 # what changes neither the training nor its data; `name` says again what the config says
 _NO_TRAINING = ("seed", "name", "hydra", "callback", "logger", "evaluation", "metric")
 _PLACES = ("data.cache", "data.root")  # where data lie may differ between machines
-_ORIGIN = ("weights", "checkpoint")  # of a card's model: where its weights come from
+_ORIGIN = ("weights", "checkpoint", "settings")  # of a card's model: where its weights come from, and how it draws
 _MOST_KEYS = 3  # in a label; where it takes more, the directory says it shorter
 
 
@@ -28,6 +28,7 @@ class RunResults:
         metrics: as in results.json, `{NAME: ENTRY}`.
         time: of its status, ISO 8601.
         status: "done", or what else it is, with the reason.
+        costs: as in results.json; empty if they are not known.
     """
 
     path: str
@@ -38,6 +39,7 @@ class RunResults:
     metrics: dict[str, Any]
     time: str
     status: str = "done"
+    costs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -126,14 +128,14 @@ def _row(label: str, group: Sequence[RunResults], values: Callable[[RunResults],
     held = Counter(canonical(origin(entry)) for entry in entries)
     common = max(held, key=held.__getitem__)  # the first of equals
     same = [entry for entry in entries if canonical(origin(entry)) == common]
-    words = list(origin(same[0]).values()) or ["unknown"]
+    words = [value for key, value in origin(same[0]).items() if key != "settings"] or ["unknown"]
     if any(entry["card"].get("model", {}).get("classes") for entry in same):
         words.append("classes given")
     return Row(label, runs, origin(same[0]), ", ".join(words))
 
 
 def origin(entry: dict[str, Any]) -> dict[str, str]:
-    """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last"}`, as far as the card says it."""
+    """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last", "settings": {...}}`, as far as the card says it."""
     about = entry["card"].get("model", {})
     return {field: shown(about[field]) for field in _ORIGIN if field in about}
 

@@ -16,6 +16,7 @@ from src.core.protocols import CanSample, HasSettings
 from src.core.rng import SampleNoise, derive_seed, hash_bits
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.evaluation.costs import SamplingMeter
 from src.metrics.features import Extractor, ImageSet
 from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Inputs, Measurement, Metric
 from src.metrics.store import Store
@@ -41,7 +42,9 @@ def evaluate(
     batch_size: int,
     seed: int,
     about: dict[str, Any],
+    num_likelihood_examples: int | None = None,
     drawn: tuple[Drawn, Drawn] | None = None,
+    meter: SamplingMeter | None = None,
 ) -> dict[str, Measurement | NotApplicable]:
     """Measure a model.
 
@@ -58,9 +61,11 @@ def evaluate(
         batch_size: samples drawn at a time; it does not change them.
         seed: seed of the samples and of everything else that is random.
         about: what every card shall say of the model, e.g. which weights were measured.
+        num_likelihood_examples: so many test examples, evenly spread, have their likelihood computed; None for all.
         drawn: the samples of the model and of the untrained one, if `draw_together` has drawn them.
+        meter: told what the model's samples cost, if they are drawn here.
     """
-    require_protocol(num_samples, batch_size)
+    require_protocol(num_samples, batch_size, num_likelihood_examples)
     num_samples = _num_samples(data, num_samples)
     device = next(model.parameters()).device
     model.eval()
@@ -69,13 +74,13 @@ def evaluate(
     condition = None if labels is None else labels.to(device)
     draw = (data.spec, condition, num_samples, batch_size, seed)
     drawn_after, drawn_before = (None, None) if drawn is None else drawn
-    generated = _generated(model, model_name, *draw, drawn_after) if is_measured else _UNMEASURED
+    generated = _generated(model, model_name, *draw, drawn_after, meter) if is_measured else _UNMEASURED
     anchors: dict[str, ImageSet] = {}
     if is_measured:
         anchors[HELD_OUT] = _split_images(data, "test", num_samples)
         anchors[NOISE] = _noise(data, labels, num_samples, batch_size, seed)
     if untrained is not None and isinstance(generated, ImageSet):
-        before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw, drawn_before)
+        before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw, drawn_before, None)
         anchors |= {UNTRAINED: before} if isinstance(before, ImageSet) else {}
     inputs = Inputs(
         model=model,
@@ -88,8 +93,9 @@ def evaluate(
         reference=_split_images(data, "train", None),
         anchors=anchors,
         unseen=_split_images(data, "val", num_samples),
-        mixture=data.arrays.mixture,
+        density=data.arrays.density,
         stack=data.arrays.stack,
+        num_likelihood_examples=num_likelihood_examples,
         classifier=functools.cache(classifier),
         store=store,
     )
@@ -102,11 +108,12 @@ def evaluate(
     return {name: _measure(metric, inputs, card) for name, metric in metrics.items()}
 
 
-def require_protocol(num_samples: int | None, batch_size: int) -> None:
+def require_protocol(num_samples: int | None, batch_size: int, num_likelihood_examples: int | None = None) -> None:
     """Raise `UserError` for settings that no evaluation can have."""
-    if num_samples is not None and not isinstance(num_samples, int):
-        raise UserError(f"evaluation.num_samples={num_samples} must be a whole number, or null")
-    require_at_least("evaluation.num_samples", num_samples, 2)
+    for key, count in (("num_samples", num_samples), ("num_likelihood_examples", num_likelihood_examples)):
+        if count is not None and not isinstance(count, int):
+            raise UserError(f"evaluation.{key}={count} must be a whole number, or null")
+        require_at_least(f"evaluation.{key}", count, 2)
     require_at_least("evaluation.batch_size", batch_size, 1)
 
 
@@ -135,12 +142,18 @@ def spread_classes(spec: DataSpec, num_samples: int, device: torch.device) -> Te
 
 
 def draw_together(
-    model: nn.Module, model_name: str, data: ArrayData, num_samples: int | None, batch_size: int, seed: int
+    model: nn.Module,
+    model_name: str,
+    data: ArrayData,
+    num_samples: int | None,
+    batch_size: int,
+    seed: int,
+    meter: SamplingMeter | None = None,
 ) -> Drawn:
     """The samples that `evaluate` would draw, drawn by all processes of the run, which call this at the same time.
 
     They take turns in batches, so that each sample is drawn once and is, to the bit, that of a run on one device. Rank 0
-    gets all of them, the others nothing.
+    gets all of them, the others nothing. `meter` is told what this process's share costs.
     """
     if data.spec.modality not in _MEASURED:
         return _UNMEASURED
@@ -150,7 +163,8 @@ def draw_together(
     labels = _data_classes(data, num_samples, seed) if model.is_conditional else None
     condition = None if labels is None else labels.to(next(model.parameters()).device)
     turn = (own_rank(), num_ranks())
-    shares = gather_to_first(_drawn(model.eval(), model_name, data.spec, condition, num_samples, batch_size, seed, turn))
+    own = _drawn(model.eval(), model_name, data.spec, condition, num_samples, batch_size, seed, turn, meter)
+    shares = gather_to_first(own)
     for share in shares:
         if isinstance(share, NotApplicable):
             return share
@@ -180,11 +194,13 @@ def _drawn(
     batch_size: int,
     seed: int,
     turn: tuple[int, int] = (0, 1),
+    meter: SamplingMeter | None = None,
 ) -> Drawn:
     """The samples, of a conditional model for the classes `(num_samples,)`; `turn` as in `draw_samples`."""
     parts: list[tuple[Tensor, Tensor | None]] = []
     start = turn[0] * batch_size
-    for x in draw_samples(model, num_samples, batch_size, seed, condition, turn):
+    batches = draw_samples(model, num_samples, batch_size, seed, condition, turn)
+    for x in batches if meter is None else meter.timed(batches):
         asked = (min(batch_size, num_samples - start), *spec.shape)
         if tuple(x.shape) != asked:
             return NotApplicable(f"{model_name} drew samples of the shape {tuple(x.shape)} where {asked} was asked for")
@@ -205,6 +221,7 @@ def _generated(
     batch_size: int,
     seed: int,
     drawn: Drawn | None,
+    meter: SamplingMeter | None,
 ) -> ImageSet | NotApplicable:
     """The model's samples as metrics see them, drawn when they are first asked for, and kept."""
     if not isinstance(model, CanSample):
@@ -213,7 +230,9 @@ def _generated(
 
     @functools.cache
     def all_drawn() -> Drawn:
-        return _drawn(model, model_name, spec, condition, num_samples, batch_size, seed) if drawn is None else drawn
+        if drawn is not None:
+            return drawn
+        return _drawn(model, model_name, spec, condition, num_samples, batch_size, seed, meter=meter)
 
     def images() -> list[tuple[Tensor, Tensor | None]]:
         parts = all_drawn()

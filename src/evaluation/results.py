@@ -16,7 +16,8 @@ Results = Mapping[str, Measurement | NotApplicable]
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """`{"schema": 2, "metrics": {NAME: entry}}`, where an entry is `{"not_applicable": why}` or
+    """`{"schema": 2, "metrics": {NAME: entry}}`, where an entry is `{"not_applicable": why}` or what follows. A run's
+    results.json has `costs` besides, see `costs_to_json`; that of an older version has none.
 
     {"value", "interval": [low, high] or null, "unit", "better": "lower", "higher", "zero" or null, "parts": {name: x},
      "card": {...the protocol..., "model": {...}, "software": {...}},

@@ -7,7 +7,6 @@ compared, the tolerance is three times its own standard error.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ from src.core.errors import NotApplicable
 from src.core.rng import SampleNoise, hash_bits
 from src.core.spec import DISCRETE, DataSpec, Values
 from src.core.stack import Stack
+from src.evaluation import autoregressive_oracles, flow_oracles, matching_oracles, mixture_oracles, variational_oracles
+from src.evaluation.oracle import Oracle
 from src.metrics.classifier_score import classifier_score
 from src.metrics.features import Extractor, Features, ImageSet, NetworkExtractor
 from src.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_of
@@ -48,29 +49,6 @@ STORED = {
 
 _ERRORS = 3  # standard errors that a mean of random values may be off
 _NUM_STORED = 512  # images on each side
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """A quantity with its known value.
-
-    Args:
-        name: what it is.
-        expected: the value it must have.
-        got: the value it has.
-        tolerance: largest difference that is no fault; words must be equal.
-    """
-
-    name: str
-    expected: float | str
-    got: float | str
-    tolerance: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        if isinstance(self.expected, str) or isinstance(self.got, str):
-            return self.expected == self.got
-        return abs(self.got - self.expected) <= self.tolerance  # never so if it is not a number
 
 
 Oracles = Iterator[Oracle]
@@ -371,7 +349,7 @@ def interval_of_a_share() -> Oracles:
         yield Oracle(f"Wilson's interval of {hits}/{count}, high", high, found[1], 5e-5)
 
 
-CHECKS: tuple[Callable[[], Oracles], ...] = (
+METRIC_CHECKS: tuple[Callable[[], Oracles], ...] = (
     frechet_of_diagonal_gaussians,
     frechet_against_scipy,
     frechet_invariances,
@@ -396,6 +374,14 @@ CHECKS: tuple[Callable[[], Oracles], ...] = (
     reading_of_stacks,
     reconstructions,
     interval_of_a_share,
+)
+CHECKS: tuple[Callable[[], Oracles], ...] = (
+    *METRIC_CHECKS,
+    *variational_oracles.CHECKS,
+    *flow_oracles.CHECKS,
+    *matching_oracles.CHECKS,
+    *mixture_oracles.CHECKS,
+    *autoregressive_oracles.CHECKS,
 )
 """All but the classifiers, in the order they are shown in."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from src.core.batch import Batch
+from src.core.density import Density
 from src.core.errors import NotApplicable
-from src.core.mixture import IsotropicMixture
 from src.core.rng import derive_seed
 from src.core.spec import DataSpec
 from src.core.stack import Stack
@@ -113,8 +113,10 @@ class Inputs:
         store: what was computed before.
         unseen: further real images that were held out, for metrics that already judge by the held-out ones; None if there
             are none.
-        mixture: what the data were drawn from, if it is such a mixture and known.
+        density: what the data were drawn from, if it is known.
         stack: how the data are made of smaller images, if they are.
+        num_likelihood_examples: so many test examples, evenly spread, have their likelihood computed; None for all.
+        kept: what one metric has computed for another.
     """
 
     model: nn.Module
@@ -129,8 +131,10 @@ class Inputs:
     classifier: Callable[[], Extractor]
     store: Store
     unseen: ImageSet | None = None
-    mixture: IsotropicMixture | None = None
+    density: Density | None = None
     stack: Stack | None = None
+    num_likelihood_examples: int | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):

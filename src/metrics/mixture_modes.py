@@ -107,11 +107,11 @@ class KnownModes(ABC):
 
 def known_modes(inputs: Inputs) -> KnownModes:
     """The modes of the data at hand; raises `NotApplicable` if they are not known."""
-    if inputs.mixture is not None:
-        return _Components(inputs.mixture)
+    if isinstance(inputs.density, IsotropicMixture):
+        return _Components(inputs.density)
     if inputs.stack is not None:
         return _StackedClasses(inputs.stack, inputs)
-    raise NotApplicable(f"it is of a known mixture or of stacked images; data={inputs.spec.name} is neither")
+    raise NotApplicable(f"it is of a known isotropic mixture or of stacked images; data={inputs.spec.name} is neither")
 
 
 class _Components(KnownModes):
@@ -231,7 +231,7 @@ class HighQuality(_OfKnownModes):
 
     def extractor(self, inputs: Inputs) -> Extractor:
         modes = known_modes(inputs)
-        if inputs.mixture is None:
+        if not isinstance(inputs.density, IsotropicMixture):
             raise NotApplicable(
                 f"it is of distances to the means of a mixture; the modes of data={inputs.spec.name} are classes"
             )
@@ -275,18 +275,19 @@ class ReverseKL(_OfKnownModes):
             raise NotApplicable(f"none of {int(everyone.sum()):,} samples is {_MEANING}")
         largest = -math.log(float(weights.min()))  # of any histogram; the floor is of no use where it would be above
         parts = {
+            "counted": float(num_good),
             "floor": min(kl_floor(len(weights), num_good), largest),
             "largest": largest,
             "at_most_by_luck": kl_by_luck(weights, num_good),
             "of_all_samples": float(kl_to_weights(everyone, weights)),
         }
-        return Reading(float(kl_to_weights(good, weights)), num_good, parts=parts)
+        return Reading(float(kl_to_weights(good, weights)), int(everyone.sum()), parts=parts)
 
     def protocol(self) -> dict[str, Any]:
         return {"histogram": "samples by the mode they count for", "logarithm": "natural"}
 
     def conditions(self, inputs: Inputs, reading: Reading) -> dict[str, Any]:
-        return super().conditions(inputs, reading) | {name: reading.parts[name] for name in ("floor", "largest")}
+        return super().conditions(inputs, reading) | {"largest": reading.parts["largest"]}  # the floor is each model's own
 
     def finding(self, reading: Reading, null: Reading | None) -> Finding:
         floor, largest = reading.parts["floor"], reading.parts["largest"]

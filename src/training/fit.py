@@ -11,11 +11,12 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from src.core.errors import UserError, require_at_least
-from src.core.protocols import Adversarial, Trainable
+from src.core.protocols import Adversarial, ExpectationMaximization, Trainable
 from src.core.ranks import launched_processes
 from src.training.adversarial import AdversarialTraining
 from src.training.callbacks.budget import StepBudget
 from src.training.callbacks.last_validation import LastValidation
+from src.training.em import ExpectationMaximizationTraining
 from src.training.gradient import GradientTraining
 from src.training.module import TrainingModule
 from src.training.ranks import Replicas
@@ -34,11 +35,14 @@ def make_training_module(
     """The driver that fits what the model can do.
 
     Args:
-        model: a `Trainable` or an `Adversarial`.
-        optimizers: called with parameters; for an `Adversarial` a dict of "generator" and "discriminator".
+        model: a `Trainable`, an `Adversarial` or an `ExpectationMaximization`.
+        optimizers: called with parameters; for an `Adversarial` a dict of "generator" and "discriminator"; for an
+            `ExpectationMaximization` an empty one.
         knobs: the further arguments of the driver, from `training:` in the model's YAML.
         seed: seed of the training noise.
     """
+    if isinstance(model, ExpectationMaximization):
+        return _without_gradients(model, optimizers, knobs, seed)
     if isinstance(model, Adversarial):
         if not isinstance(optimizers, dict):
             raise UserError("a model of two players takes two optimizers: optim.generator and optim.discriminator")
@@ -48,6 +52,16 @@ def make_training_module(
     if isinstance(optimizers, dict):
         raise UserError("a model with one loss takes one optimizer: optim, without generator and discriminator")
     return GradientTraining(model, optimizers, seed=seed, **knobs)
+
+
+def _without_gradients(model: nn.Module, optimizers: Any, knobs: dict[str, Any], seed: int) -> TrainingModule:
+    if optimizers != {}:
+        raise UserError("a model that is trained by expectation maximization takes no optimizer (leave optim out)")
+    if others := sorted(set(knobs) - {"log_every_n_steps"}):
+        raise UserError(
+            f"training.{others[0]} means nothing to expectation maximization, which has no gradients (leave it out)"
+        )
+    return ExpectationMaximizationTraining(model, seed=seed, **knobs)
 
 
 def make_trainer(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from src.core.batch import Batch
+from src.core.protocols import FollowsTraining
 from src.core.rng import SampleNoise
 from src.training.module import TrainingModule
 
@@ -42,6 +43,8 @@ class GradientTraining(TrainingModule):
         return self._built(self._make_optimizer, self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        if isinstance(self.model, FollowsTraining):
+            self.model.follow(self.examples_seen)
         loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))
         self._descend(cast(LightningOptimizer, self.optimizers()), loss, self.place_in_round)
         self._count_batch(batch, numbers)

@@ -37,7 +37,7 @@ __all__ = ["TrainingModule"]
 
 
 class TrainingModule(L.LightningModule, ABC):
-    """Base of the two drivers, `GradientTraining` and `AdversarialTraining`.
+    """Base of the three drivers, `GradientTraining`, `AdversarialTraining` and `ExpectationMaximizationTraining`.
 
     Args:
         model: what is trained.

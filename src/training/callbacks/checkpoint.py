@@ -11,7 +11,7 @@ import lightning as L
 
 from src.core.collectives import largest_over_ranks, meet
 from src.core.errors import UserError, require_at_least
-from src.core.protocols import Trainable
+from src.core.protocols import ExpectationMaximization, Trainable
 from src.training.module import TrainingModule
 
 __all__ = ["LastAndBest"]
@@ -83,7 +83,7 @@ class LastAndBest(L.Callback):
 
     def _save_validated(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         value = trainer.callback_metrics.get(self._monitor)
-        if value is None and isinstance(pl_module.model, Trainable):
+        if value is None and isinstance(pl_module.model, (Trainable, ExpectationMaximization)):
             self._require_known_monitor(trainer)
         if value is not None and (self._best is None or float(value) < self._best):
             self._best = float(value)

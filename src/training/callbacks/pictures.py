@@ -110,8 +110,8 @@ class Pictures(L.Callback):
             rows = sampler.classes(_CLASS_POINTS if is_points else _ROWS, min(spec.num_classes, _MAX_CLASSES))
             yield "classes", self._rows(trainer, rows.transpose(0, 1) if is_points else rows)
         if is_points:
-            mixture = trainer.datamodule.arrays.mixture
-            exact = None if mixture is None else mixture.log_prob
+            density = trainer.datamodule.arrays.density
+            exact = None if density is None else density.log_prob
             drawn = sampler.samples(_NUM_DENSITY)
             yield "density", density_picture(drawn, trainer.datamodule.held_out_points(), exact)
 

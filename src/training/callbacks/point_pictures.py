@@ -1,6 +1,7 @@
 """Pictures of points in the plane: points over the data, curves, and densities side by side."""
 
 import colorsys
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ __all__ = ["curve_picture", "density_picture", "histogram_density", "is_drawn_as
 
 _SIDE, _MARGIN = 512, 0.15  # of a picture, in pixels; around the data, as a share of their range
 _CELLS = 256  # in a row of a density: on the ring as wide as sigma
+_COARSE, _POINTS_IN_A_CELL = (128, 64, 32), 8  # in a row of a histogram of wide distributions; at their peak
 _GAP = 4  # between two densities, in pixels
 _DATA_COLOUR, _POINT_COLOUR, _GAP_COLOUR = (0.6, 0.66, 0.76), (0.75, 0.08, 0.12), 0.5
 _DATA_WIDTH, _POINT_WIDTH = 5, 3  # a real point is drawn larger, so that it shows around the samples that lie on it
@@ -42,6 +44,7 @@ def density_picture(x: Tensor, data: Tensor, log_prob: Callable[[Tensor], Tensor
     """The density of points `(N, 2)` beside that of the data `(M, 2)`, as a uint8 picture `(3, side, 2 side + gap)`.
 
     Both have one logarithmic scale of colours, from what one point in a cell is of all of them up to the data's highest.
+    A histogram of few points, or of points far apart, has larger cells.
 
     Args:
         x: samples of the model.
@@ -49,16 +52,31 @@ def density_picture(x: Tensor, data: Tensor, log_prob: Callable[[Tensor], Tensor
         log_prob: the exact density of the data in nats, from `(B, 2)` to `(B,)`; None: their histogram instead.
     """
     corner, length = _frame(data)
-    of_samples = histogram_density(x, corner, length, _CELLS)
     if log_prob is None:
-        of_data = histogram_density(data, corner, length, _CELLS)
+        num_cells = _fine_enough(float(histogram_density(data, corner, length, _COARSE[-1]).max()), length, len(x))
+        of_data = histogram_density(data, corner, length, num_cells)
     else:
-        of_data = log_prob(_centres(corner, length, _CELLS)).exp().reshape(_CELLS, _CELLS).float()
-    least = 0.5 * (_CELLS / length) ** 2 / len(x)
+        of_data = _exact_density(log_prob, corner[0].item(), corner[1].item(), length)
+        num_cells = _fine_enough(float(of_data.max()), length, len(x))
+    of_samples = histogram_density(x, corner, length, num_cells)
+    least = 0.5 * (num_cells / length) ** 2 / len(x)
     most = max(float(of_data.max()), 4 * least)
     sides = [_heat((density / least).log() / math.log(most / least)) for density in (of_samples, of_data)]
     gap = torch.full((3, _SIDE, _GAP), _GAP_COLOUR)
     return _to_bytes(torch.cat([sides[0], gap, sides[1]], 2))
+
+
+def _fine_enough(density: float, length: float, num_points: int) -> int:
+    """As many cells in a row as leave a few points in one where the density is highest."""
+    few = (num for num in (_CELLS, *_COARSE) if num_points * density * (length / num) ** 2 >= _POINTS_IN_A_CELL)
+    return next(few, _COARSE[-1])
+
+
+@functools.lru_cache(maxsize=1)
+def _exact_density(log_prob: Callable[[Tensor], Tensor], left: float, bottom: float, length: float) -> Tensor:
+    """A density in the middle of all cells, `(cells, cells)`; kept, since every picture of a run asks for the same."""
+    density = log_prob(_centres(torch.tensor([left, bottom]), length, _CELLS)).exp()
+    return density.reshape(_CELLS, _CELLS).float()
 
 
 def histogram_density(x: Tensor, corner: Tensor, length: float, num_cells: int) -> Tensor:

@@ -1,0 +1,126 @@
+"""Flow matching: a field, regressed onto velocities of paths from noise to data, that samples follow.
+
+References:
+    Lipman et al. 2023, "Flow matching for generative modeling", arXiv:2210.02747.
+    Tong et al. 2024, "Improving and generalizing flow-based generative models with minibatch optimal transport",
+        arXiv:2302.00482.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.errors import NotApplicable, UserError
+from src.core.rng import Noise, fresh_noise
+from src.core.spec import DataSpec
+from src.models.stepwise import Stepwise
+from src.objectives.matching import Path, Source, matching_loss
+from src.objectives.transport import Coupling
+from src.samplers.ode import Solver, ode_log_prob, path_energy
+
+__all__ = ["FlowMatching"]
+
+
+class FlowMatching(Stepwise):
+    """A continuous normalizing flow dx/dt = v(x, t), from the source at t = 0 to the data at t = 1.
+
+    Args:
+        spec: the data.
+        network: v, called as `network(in_shape=, out_shape=, condition_dim=)`.
+        path: between x0 and x1.
+        source: distribution of x0.
+        coupling: which x0 goes with which x1.
+        sampler: solver of samples.
+        likelihood_solver: solver of the likelihood.
+        divergence: "exact" or "hutchinson"; None for exact up to 16 dimensions.
+        standardize: bring the data to mean 0 and standard deviation 1 first.
+        conditional: give the class to the network.
+        drop_condition: share of training examples whose class is left out; above 0 for guidance.
+        guidance: weight of the condition in samples; 1 for none.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        network: Callable[..., nn.Module],
+        path: Path,
+        source: Source,
+        coupling: Coupling,
+        sampler: Solver,
+        likelihood_solver: Solver,
+        divergence: str | None = None,
+        standardize: bool = True,
+        conditional: bool = False,
+        drop_condition: float = 0.0,
+        guidance: float = 1.0,
+    ) -> None:
+        std = 1.0 if standardize else None
+        super().__init__(spec, network, likelihood_solver, divergence, std, conditional, drop_condition, guidance)
+        if not isinstance(sampler, Solver):
+            raise UserError(
+                "follows a field, by sampler=euler, heun or adaptive; the other samplers undo a diffusion's noise"
+            )
+        source.refuse(spec)
+        if standardize and not source.is_standard_normal:
+            raise UserError(
+                "has a source in the units of the data, which therefore stay as they are: model.standardize=false"
+            )
+        self._path, self._source, self._coupling, self._sampler = path, source, coupling, sampler
+        if source.is_standard_normal:
+            self.latent_dim = spec.num_dims  # CanDecode: its samples are `decode(z)` of z ~ N(0, I)
+
+    @property
+    def objective(self) -> str:
+        paths = f"{self._path.in_words}, {self._coupling.in_words}, from {self._source.in_words}"
+        return self._in_words(f"|v - velocity|^2 / D on {paths}")
+
+    @torch.no_grad()
+    def path_energy(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """Integral of |v|^2 dt along the paths of n samples, `(n,)` in squared units of the data."""
+        if float(self.scale.max() - self.scale.min()) > 0:
+            raise NotApplicable("its paths are in standardized units, which differ between dimensions")
+        start = self._start(n, generator or fresh_noise())
+        energy = path_energy(self._answer, start, 0.0, 1.0, self._sampler, self._features(condition, start))[1]
+        return self.scale.reshape(-1)[0].square() * energy
+
+    def _start(self, n: int, generator: Noise) -> Tensor:
+        return self._source.sample((n, *self._spec.shape), self.shift, generator)
+
+    def _follow(
+        self, start: Tensor, generator: Noise, features: tuple[Tensor, ...], known: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        if known is None:
+            return self._sampler.integrate(self._answer, start, 0.0, 1.0, features)
+        mask, x1 = known
+
+        def field(x: Tensor, t: Tensor, mask: Tensor, x0: Tensor, x1: Tensor, *features: Tensor) -> Tensor:
+            return torch.where(mask, self._path.at(x0, x1, t)[1], self._answer(x, t, *features))
+
+        return self._sampler.integrate(field, start, 0.0, 1.0, (mask, start, x1, *features))
+
+    def _log_density(self, x: Tensor, features: tuple[Tensor, ...], generator: Noise) -> Tensor:
+        return ode_log_prob(
+            self.network,
+            x,
+            1.0,
+            0.0,
+            self._source.log_prob,
+            self._likelihood_solver,
+            divergence=self._divergence,
+            generator=generator,
+            context=features,
+        )
+
+    def _losses(self, x: Tensor, condition: Tensor | None, u: Tensor, generator: Noise) -> Tensor:
+        x0 = self._source.sample(tuple(x.shape), x, generator)
+        x0 = x0[self._coupling.order(x0, x, condition)]
+        x_t, target = self._path.at(x0, x, u)
+        return matching_loss(self._in_training(x_t, u, condition, generator), target)
+
+    def _sampling(self) -> dict[str, Any]:
+        return self._sampler.settings()
+
+    def _with_steps(self, steps: int) -> None:
+        self._sampler = self._sampler.with_steps(steps)

@@ -1,0 +1,317 @@
+"""A mixture of Gaussians by expectation maximization, exact, in the data's own dimensions or on their principal axes.
+
+    p(x) = sum_k w_k N(x; mu_k, Sigma_k)
+
+With `num_pca` = q the mixture is of z, the coordinates on the first q principal axes, and what is left of x is isotropic
+Gaussian noise in the D - q other dimensions. The rotation changes no volume, so this is a density of the whole of x,
+
+    p(x) = p(z) N(x's distance from its projection; 0, s^2 I),
+
+and its likelihood stands beside that of any other model of x; with q = D it is the mixture of x itself.
+
+Integer levels are dequantized with uniform noise, in training as well; then p(x) is a probability, of which L_k with k
+draws of the noise is a lower bound (`objectives.dequantization`), in nats of the levels.
+
+References:
+    Dempster, Laird, Rubin 1977, "Maximum likelihood from incomplete data via the EM algorithm", JRSS B 39.
+    Tipping, Bishop 1999, "Probabilistic principal component analysis", JRSS B 61: the noise beside the axes.
+    Neal, Hinton 1998, "A view of the EM algorithm that justifies incremental, sparse, and other variants": an M step from a
+        part of the examples.
+    Cappe, Moulines 2009, "On-line expectation-maximization algorithm for latent data models", JRSS B 71, arXiv:0712.4273.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.batch import Batch
+from src.core.errors import NotApplicable, UserError, require_at_least, require_number
+from src.core.protocols import Terms
+from src.core.rng import Noise, fresh_noise
+from src.core.spec import DataSpec
+from src.objectives.dequantization import bin_width, bound_of_draws, dequantize, quantize
+from src.objectives.gaussian_mixture import (
+    COVARIANCES,
+    Gaussians,
+    add_statistics,
+    coefficients,
+    draw,
+    from_clusters,
+    from_statistics,
+    kmeans_plus_plus,
+    lloyd,
+    log_joint,
+    revive,
+    statistics_of,
+)
+
+__all__ = ["GaussianMixture"]
+
+_START_POINTS, _START_VALUES = 20_000, 2**24  # that k-means looks at: examples, and their values
+_START_ITERATIONS = 25  # of k-means
+_MAX_VALUES = 2**28  # float64 numbers in one tensor of the model: 2 GiB
+
+
+class GaussianMixture(nn.Module):
+    """A mixture of Gaussians of images or vectors.
+
+    All its numbers are float64, and densities are computed and returned in it.
+
+    Args:
+        spec: the data.
+        num_components: K.
+        covariance: "full", "diagonal" or "spherical".
+        reg_covar: the least variance of a component in any direction, as a share of the mean variance of the data's values;
+            no component can collapse onto a point. Of integer levels at least the variance of the dequantization noise.
+        prior_strength: with the mean covariance of the first clusters the covariances of all components are averaged; it
+            counts as so many times D + 1 examples. 0: maximum likelihood, of components that may have too few examples.
+        num_pca: q, the principal axes that the mixture is on; None for a mixture of x as it is.
+        minibatch: an M step after every batch, not only after every epoch.
+        step_decay: of these the k-th, from 0, moves the statistics by (k + 2)^-step_decay of the way; in (0.5, 1].
+        num_dequantizations: draws of the noise for one reported bound; training takes one.
+    """
+
+    is_conditional = False
+    centre: Tensor  # the mean of the data
+    axes: Tensor  # the first principal axes, in columns
+    rest_variance: Tensor  # beside them
+    floor: Tensor  # of all variances
+    prior: Tensor  # the mean covariance
+    num_examples: Tensor  # that it was prepared with
+    statistics: Tensor
+    num_maximizations: Tensor
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_components: int,
+        covariance: str = "full",
+        reg_covar: float = 1e-6,
+        prior_strength: float = 1.0,
+        num_pca: int | None = None,
+        minibatch: bool = False,
+        step_decay: float = 0.7,
+        num_dequantizations: int = 8,
+    ) -> None:
+        super().__init__()
+        spec.require_modality("image", "vector")
+        require_number("model.num_components", num_components, 1)
+        require_number("model.reg_covar", reg_covar, 1e-12)
+        require_number("model.prior_strength", prior_strength, 0)
+        require_at_least("model.num_pca", num_pca, 1)
+        require_number("model.num_dequantizations", num_dequantizations, 1)
+        if covariance not in COVARIANCES:
+            raise UserError(f"model.covariance={covariance} does not exist; allowed: {', '.join(COVARIANCES)}")
+        if not 0.5 < step_decay <= 1:
+            raise UserError(f"model.step_decay={step_decay} must be more than 0.5 and at most 1")
+        if num_pca is not None and num_pca > spec.num_dims:
+            raise UserError(f"model.num_pca={num_pca} must be at most {spec.num_dims}, the values of one example, or null")
+        self._spec = spec
+        self._covariance = COVARIANCES[covariance]
+        self._reg_covar = reg_covar
+        self._num_pca = num_pca
+        self._step_decay = step_decay
+        self._num_dequantizations = num_dequantizations
+        self.maximizes_every_batch = minibatch
+        dim = self._dim = spec.num_dims if num_pca is None else num_pca
+        self._prior_count = prior_strength * (dim + 1)
+        num_sums = 1 + dim + self._covariance.num_features(dim)
+        self._require_memory(num_components * max(num_sums, math.prod(self._covariance.shape(dim))), num_pca)
+
+        self.log_weights = _constant(torch.full((num_components,), -math.log(num_components)))
+        self.means = _constant(nn.init.normal_(torch.empty(num_components, dim)))
+        self.factors = _constant(self._unit_factors(num_components, dim))
+        self.register_buffer("centre", torch.zeros(spec.num_dims, dtype=torch.float64))
+        self.register_buffer("floor", torch.tensor(reg_covar, dtype=torch.float64))
+        self.register_buffer("prior", torch.zeros(self._covariance.shape(dim), dtype=torch.float64))
+        self.register_buffer("num_examples", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("statistics", torch.zeros(num_components, num_sums, dtype=torch.float64))
+        self.register_buffer("num_maximizations", torch.zeros((), dtype=torch.int64))
+        if num_pca is not None:
+            self.register_buffer("axes", torch.eye(spec.num_dims, num_pca, dtype=torch.float64))
+            self.register_buffer("rest_variance", torch.ones((), dtype=torch.float64))
+        self._coefficients: tuple[Any, Tensor] | None = None
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the data are integer levels."""
+        return self._spec.values.levels is not None
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The components, relative to the mean of the data, and on the principal axes if there are any."""
+        return Gaussians(self.log_weights, self.means, self.factors)
+
+    @property
+    def objective(self) -> str:
+        return "-log p of x in nats" + (", bounded by one draw of uniform dequantization noise" if self.is_discrete else "")
+
+    def settings(self) -> dict[str, Any]:
+        if not self.is_discrete:
+            return {}
+        draws = f"log-mean-exp over {self._num_dequantizations} draws"
+        return {"dequantization": "uniform", "bound": draws}
+
+    @torch.no_grad()
+    def prepare(self, examples: Callable[[], Iterable[Batch]], *, generator: Noise) -> None:
+        """Centre, variances and principal axes of the training data, then k-means++ and k-means on some of them."""
+        total, count = torch.zeros_like(self.centre), 0
+        for batch in examples():
+            total += batch.x.flatten(1).double().sum(0)
+            count += len(batch)
+        if count < len(self.means):
+            raise UserError(
+                f"model.num_components={len(self.means)} must be at most {count}, the number of training examples"
+            )
+        self.centre.copy_(total / count)
+        self.num_examples.fill_(count)
+        size = min(count, _START_POINTS, max(len(self.means), _START_VALUES // self._spec.num_dims))
+        is_chosen = torch.zeros(count, dtype=torch.bool, device=total.device)
+        is_chosen[generator.uniform((count,), like=self.means).argsort()[:size]] = True
+
+        squares = torch.zeros_like(total) if self._num_pca is None else torch.outer(total, torch.zeros_like(total))
+        chosen, start = [], 0
+        for batch in examples():
+            x = self._to_values(batch.x, generator)[0] - self.centre
+            squares += x.square().sum(0) if self._num_pca is None else x.T @ x
+            chosen.append(x[is_chosen[start : start + len(x)]])
+            start += len(x)
+        variance = squares / count
+        mean_variance = float((variance if self._num_pca is None else variance.diagonal()).mean())
+        floor = self._reg_covar * mean_variance if mean_variance > 0 else self._reg_covar
+        self.floor.fill_(max(floor, bin_width(self._spec) ** 2 / 12) if self.is_discrete else floor)  # of the noise alone
+        if self._num_pca is not None:
+            self._set_axes(variance)
+        z, _ = self._on_axes(torch.cat(chosen))
+        clusters = lloyd(z, kmeans_plus_plus(z, len(self.means), generator), _START_ITERATIONS)
+        gaussians, prior = from_clusters(z, clusters, len(self.means), self._covariance, float(self.floor))
+        self._set(gaussians)
+        self.prior.copy_(prior)
+        self.statistics.zero_()
+        self.num_maximizations.zero_()
+
+    def accumulate(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        """The E step. Adds to `statistics`, and gives -log p(x) under the components as they are."""
+        with torch.no_grad():
+            values, log_volume = self._to_values(batch.x, generator or fresh_noise())
+            z, log_rest = self._on_axes(values - self.centre)
+            log_prob = add_statistics(z, self._present_coefficients(), self._covariance, self.statistics)
+            return {"loss": -(log_prob + log_rest + log_volume)}
+
+    @torch.no_grad()
+    def maximize(self, share: float = 1.0) -> dict[str, float]:
+        """The M step, from the statistics of a share of the examples and, for the others, from what the components say.
+
+        A component with less than the responsibility for one training example is lost, and given half of the heaviest one.
+        """
+        if self.maximizes_every_batch:
+            share = (int(self.num_maximizations) + 2) ** -self._step_decay
+        assert self.num_examples > 0, "it is not prepared"
+        statistics = self.statistics * (self.num_examples / self.statistics[:, 0].sum())
+        if share < 1:
+            statistics.lerp_(self.num_examples * statistics_of(self.gaussians, self._covariance), 1 - share)
+        prior = self.prior if self._prior_count else None
+        prior_count = self._prior_count * share  # of the rest of the way the components' covariances contain it
+        gaussians, is_low = from_statistics(statistics, self._dim, self._covariance, float(self.floor), prior, prior_count)
+        is_lost = statistics[:, 0] < 1
+        self._set(revive(gaussians, self._covariance, is_lost) if is_lost.any() else gaussians)
+        self.statistics.zero_()
+        self.num_maximizations += 1
+        return {"components_at_floor": float(is_low.sum()), "components_lost": float(is_lost.sum())}
+
+    def negative_log_likelihood(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
+        return {"loss": -self._log_weight(batch.x, generator or fresh_noise())}
+
+    def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """The exact log density of real values, in nats and in data units, float64."""
+        if self.is_discrete:
+            raise NotApplicable("a mixture of Gaussians has of integer levels a lower bound of log p(x), by dequantization")
+        return self._log_weight(x, None)
+
+    def log_prob_bound(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """L_k of the log probability of integer levels, with k = `num_dequantizations` draws of the noise, float64."""
+        terms = self.log_prob_bound_terms(x, condition, generator=generator)
+        return terms["one_draw"] + terms["several_draws"]
+
+    def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
+        """The bound by one draw, and what k draws add to it."""
+        if not self.is_discrete:
+            raise NotApplicable("a mixture of Gaussians of real values has an exact log density, no bound")
+        noise = generator or fresh_noise()
+        return bound_of_draws(lambda: self._log_weight(x, noise), self._num_dequantizations)
+
+    @torch.no_grad()
+    def sample(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        """Draws of p(x): integer levels are rounded to, values in a range clamped to it."""
+        noise = generator or fresh_noise()
+        x = draw(n, self.gaussians, self._covariance, noise)
+        if self._num_pca is not None:
+            rest = self.rest_variance.sqrt() * noise.normal((n, self._spec.num_dims), like=x)
+            x = x @ self.axes.T + rest - (rest @ self.axes) @ self.axes.T  # no noise on the axes
+        x = (x + self.centre).to(torch.get_default_dtype()).unflatten(1, self._spec.shape)
+        if self.is_discrete:
+            return quantize(x, self._spec)
+        values = self._spec.values
+        return x.clamp(values.low, values.high) if values.is_bounded else x
+
+    def _log_weight(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """log p(y) + log volume at one draw of the noise, or log p(x) of real values, `(B,)` in nats."""
+        values, log_volume = self._to_values(x, noise)
+        z, log_rest = self._on_axes(values - self.centre)
+        return log_joint(z, self.gaussians, self._covariance).logsumexp(1) + log_rest + log_volume
+
+    def _to_values(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, float]:
+        """x as `(B, D)` float64 values that have a density, and what that adds to log p(x)."""
+        if not self.is_discrete:
+            return x.flatten(1).double(), 0.0
+        assert noise is not None
+        values, log_volume = dequantize(x, self._spec, noise)
+        return values.flatten(1).double(), log_volume
+
+    def _on_axes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z `(B, q)` of centred x `(B, D)`, and the log density of what is left of it, `(B,)` in nats."""
+        if self._num_pca is None:
+            return x, x.new_zeros(len(x))
+        z = x @ self.axes
+        num_rest = x.shape[1] - self._num_pca
+        squared = (x.square().sum(1) - z.square().sum(1)).clamp(min=0) if num_rest else x.new_zeros(len(x))
+        return z, -0.5 * (squared / self.rest_variance + num_rest * torch.log(2 * math.pi * self.rest_variance))
+
+    def _set_axes(self, covariance: Tensor) -> None:
+        """The eigenvectors of the largest variances; the others' variance is their mean, the maximum likelihood."""
+        variances, vectors = torch.linalg.eigh(covariance)
+        self.axes.copy_(vectors[:, -self._dim :].flip(1))
+        rest = variances[: -self._dim]
+        self.rest_variance.copy_(torch.maximum(rest.mean(), self.floor) if len(rest) else torch.ones_like(self.floor))
+
+    def _set(self, gaussians: Gaussians) -> None:
+        self.log_weights.copy_(gaussians.log_weights)
+        self.means.copy_(gaussians.means)
+        self.factors.copy_(gaussians.factors)
+
+    def _present_coefficients(self) -> Tensor:
+        """Of the components as they are, computed once for all batches between two M steps."""
+        state = (self.means.device, *(parameter._version for parameter in self.parameters()))
+        if self._coefficients is None or self._coefficients[0] != state:
+            self._coefficients = state, coefficients(self.gaussians, self._covariance)
+        return self._coefficients[1]
+
+    def _unit_factors(self, num_components: int, dim: int) -> Tensor:
+        shape = self._covariance.shape(dim)
+        unit = torch.eye(dim) if len(shape) == 2 else torch.ones(shape)
+        return unit.expand(num_components, *shape)
+
+    def _require_memory(self, largest: int, num_pca: int | None) -> None:
+        if max(largest, 0 if num_pca is None else self._spec.num_dims**2) > _MAX_VALUES:
+            raise UserError(
+                f"has covariances too large for memory ({largest:,} numbers); choose model.covariance=diagonal, fewer "
+                "components with model.num_components= or, below 16,000 values to an example, axes with model.num_pca="
+            )
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    """What is learned, but by no gradient."""
+    return nn.Parameter(value.double().clone(), requires_grad=False)
