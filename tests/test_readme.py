@@ -21,6 +21,7 @@ CONTEXTS = [
     ("config",),
     ("config", "model=dcgan"),
     ("config", "model=flow_image"),
+    ("config", "model=latent"),
     ("config", "data=mnist"),
     ("config", "data=stacked_mnist"),
     ("config", "data=image_folder", "data.path=x"),

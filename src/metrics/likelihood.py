@@ -50,9 +50,7 @@ class LogLikelihood(Metric):
     """Mean log likelihood of a test example, in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
-        return _mean(
-            inputs, _exact(inputs), 1.0, "nats", HIGHER, _of_exact(inputs), inputs.num_likelihood_examples, kept_as="exact"
-        )
+        return _likelihood(inputs, _exact, 1.0, "nats", HIGHER, _of_exact(inputs))
 
 
 class BitsPerDim(Metric):
@@ -60,9 +58,7 @@ class BitsPerDim(Metric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         scale, protocol = _bits_per_nat(inputs), _of_exact(inputs)
-        return _mean(
-            inputs, _exact(inputs), scale, "bits/dim", LOWER, protocol, inputs.num_likelihood_examples, kept_as="exact"
-        )
+        return _likelihood(inputs, _exact, scale, "bits/dim", LOWER, protocol)
 
 
 class ForwardKL(Metric):
@@ -109,9 +105,7 @@ class BoundBitsPerDim(Metric):
     def measure(self, inputs: Inputs) -> Measurement:
         protocol = _of_what(inputs) | {"seed": inputs.seed}
         scale = _bits_per_nat(inputs)
-        return _mean(
-            inputs, _bound(inputs), scale, "bits/dim", LOWER, protocol, inputs.num_likelihood_examples, kept_as="bound"
-        )
+        return _likelihood(inputs, _bound, scale, "bits/dim", LOWER, protocol)
 
 
 class ImportanceWeightedBound(Metric):
