@@ -42,6 +42,10 @@ PROMISES: dict[str, tuple[str, Callable[[dict], bool]]] = {
     "stacked_mnist_small_dcgan": ("modes_covered", lambda entry: entry["value"] >= 95),
     "stacked_mnist_small_pacgan": ("modes_covered", lambda entry: entry["value"] >= 95),
     "stacked_mnist_small_relativistic": ("modes_covered", lambda entry: entry["value"] >= 95),
+    "two_moons_flow": ("forward_kl", lambda entry: entry["value"] <= 0.05),
+    "two_moons_flow_matching": ("forward_kl", lambda entry: entry["value"] <= 0.05),
+    "checkerboard_flow": ("forward_kl", lambda entry: entry["value"] <= 0.15),
+    "checkerboard_flow_matching": ("forward_kl", lambda entry: entry["value"] <= 0.15),
 }
 OF_GPU: dict[str, tuple[str, Callable[[dict], bool]]] = {  # hours on one
     "stacked_mnist_dcgan": ("modes_covered", lambda entry: entry["value"] < 300),

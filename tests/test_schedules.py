@@ -125,3 +125,24 @@ def test_the_schedule_reaches_penalty_and_optimizers(tmp_path):
         group = optimizer.param_groups[0]
         assert group["lr"] == pytest.approx(2e-4 * (1 - 0.5 * 40 / 80))
         assert group["betas"] == pytest.approx((0.5, 0.999 + (0.5 - 0.999) * 40 / 80))
+
+
+def fit_vae(folder, *overrides: str):
+    config = compose_config("model=vae", "encoder.hidden=[8]", "decoder.hidden=[8]", *overrides)
+    data = image_data((1, 8, 8), "discrete")
+    model = build_model(config.model, data.spec, "vae")
+    module = make_training_module(model, build(config.optim), build(config.training), seed=0)
+    settings = build(config.trainer) | {"accelerator": "cpu", "max_epochs": None, "max_steps": 5}
+    make_trainer(folder, [], [], **settings | {"limit_val_batches": 0}).fit(module, datamodule=data)
+    return module
+
+
+def test_the_schedule_reaches_the_one_optimizer_of_a_model_with_a_loss(tmp_path):
+    overrides = ("schedule@training.schedule=linear", "training.schedule.examples=80.0", "training.schedule.lr_factor=0.0")
+    group = fit_vae(tmp_path, *overrides).optimizers().param_groups[0]
+    assert group["lr"] == pytest.approx(1e-3 * (1 - 32 / 80))
+
+
+def test_a_schedule_of_a_penalty_is_refused_where_there_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"training\.schedule\.penalty_factor is of the penalties"):
+        fit_vae(tmp_path, "schedule@training.schedule=r3gan")

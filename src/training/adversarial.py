@@ -4,7 +4,6 @@ Where the gradients of several batches are accumulated, the discriminator steps 
 the generator see all of them: its gradients are those against the discriminator's new weights, as with one large batch.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,14 +15,12 @@ from src.core.errors import UserError, require_at_least, require_number
 from src.core.protocols import CanSample
 from src.core.rng import SampleNoise
 from src.training.batch_norm import has_batch_norm, renew_batch_norm
-from src.training.callbacks.budget import planned_steps
 from src.training.meter import Meter
 from src.training.module import TrainingModule
+from src.training.planned import say_if_schedule_does_not_fit
 from src.training.schedules import Schedule
 
 __all__ = ["AdversarialTraining"]
-
-log = logging.getLogger(__name__)
 
 _RENEWING_BATCHES = 20  # of samples, before a validation; the evaluation of a run takes more
 
@@ -77,18 +74,7 @@ class AdversarialTraining(TrainingModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self._schedule.examples is not None and (planned := self._planned_examples()) is not None:
-            share = planned / self._schedule.examples
-            if not 0.5 <= share <= 2:
-                log.info(
-                    f"training.schedule ends after {self._schedule.examples:,.0f} examples, and this training sees about "
-                    f"{planned:,.0f}: {share:.2g} of it (training.schedule.examples= to fit it)"
-                )
-
-    def _planned_examples(self) -> float | None:
-        """About how many examples the training will see, if it has an end that is known."""
-        num_steps = planned_steps(self.trainer)
-        return None if num_steps is None else num_steps * self.trainer.datamodule.batch_size * self.trainer.world_size
+        say_if_schedule_does_not_fit(self._schedule, self)
 
     def configure_optimizers(self) -> list[Optimizer]:
         optimizers = [
