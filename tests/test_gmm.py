@@ -288,14 +288,14 @@ def test_halves_of_a_component_have_its_mean_and_nearly_its_density():
 
 def test_minibatches_come_near_to_what_all_examples_give():
     x = clouds(4000)
-    full, online = prepared(x), prepared(x, minibatch=True)
+    full, online = (prepared(x, minibatch=minibatch, **MAXIMUM_LIKELIHOOD) for minibatch in (False, True))
     assert not full.maximizes_every_batch
     assert online.maximizes_every_batch
-    for i in range(15):
+    for i in range(20):
         epoch(full, x)
         epoch(online, x[torch.randperm(len(x), generator=torch.Generator().manual_seed(i))], batch_size=200)
     assert score(online, x) > score(full, x) - 0.01
-    assert online.num_maximizations == 15 * 20
+    assert online.num_maximizations == 20 * 20
 
 
 def test_step_of_a_minibatch_is_as_stated():

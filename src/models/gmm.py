@@ -90,7 +90,7 @@ class GaussianMixture(nn.Module):
         num_components: int,
         covariance: str = "full",
         reg_covar: float = 1e-6,
-        prior_strength: float = 1.0,
+        prior_strength: float = 0.1,
         num_pca: int | None = None,
         minibatch: bool = False,
         step_decay: float = 0.7,
