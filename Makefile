@@ -40,10 +40,11 @@ lint: $(READY)  ## check style, types and the direction of the imports
 tensorboard: $(READY)  ## open the dashboard on all runs in outputs/
 	$(RUN) -m tensorboard.main --logdir outputs $(ARGS)
 
-bench: $(READY)  ## time training steps against a bare PyTorch loop, an evaluation, and sweeps
+bench: $(READY)  ## time training steps against a bare PyTorch loop, an evaluation, sweeps, and mixtures
 	$(RUN) -m tests.benchmarks.training_cost
 	$(RUN) -m tests.benchmarks.evaluation_cost
 	$(RUN) -m tests.benchmarks.sweep_cost
+	$(RUN) -m tests.benchmarks.gmm_cost
 
 lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(RUN) -m pip install --quiet uv
