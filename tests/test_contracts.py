@@ -161,7 +161,7 @@ def level_that_does_not_count(model: nn.Module, terms: Terms, network: nn.Module
     return next(name for name, weight in network.named_parameters() if weight is head.bias) if is_flat else None
 
 
-@pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
+@pytest.fixture(params=[SHAPES["grey8"], pytest.param(SHAPES["colour16"], marks=pytest.mark.slow)], ids=list(SHAPES))
 def setting(name: str, request: pytest.FixtureRequest) -> Setting:
     return Setting(name, shape=request.param)
 

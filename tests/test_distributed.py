@@ -28,7 +28,7 @@ from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests import two_ranks
 from tests.commands import QUICK, ROOT, run_cli
-from tests.configs import compose_config, models_by_themselves, small, target
+from tests.configs import compose_config, models_by_themselves, slow_but_for, small, target
 from tests.examples import image_data
 
 TIMEOUT_S = 240  # of two processes, so that one that waits for the other for ever is a failure
@@ -322,7 +322,10 @@ def test_an_epoch_has_whole_rounds_only(tmp_path):
 # --- bf16 -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [one for one in models_by_themselves() if not hasattr(target("model", one), "maximize")])
+WITH_GRADIENTS = [one for one in models_by_themselves() if not hasattr(target("model", one), "maximize")]
+
+
+@pytest.mark.parametrize("model", slow_but_for(WITH_GRADIENTS, ("dcgan", "flow", "flow_matching", "gan", "vae", "vqvae")))
 def test_every_model_with_gradients_trains_in_bf16(model, cache):
     module, rows = two_ranks.fit(
         cache, f"model={model}", *small(model), "trainer.precision=bf16-mixed", "trainer.max_epochs=1",

@@ -91,6 +91,9 @@ class _Quiet(L.pytorch.callbacks.ProgressBar):
     def disable(self) -> None: ...
 
 
+FEW = ("cvae", "dcgan", "flow_matching", "gan", "gmm", "vae", "vqvae")  # the others are trained in the same ways
+
+
 def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int = 0, also: Sequence[str] = ()) -> None:
     whole, rows = trained(model, cache, SaveAfter(cut, tmp_path / "cut.ckpt"), workers=workers, also=also)
     resumed, later_rows = trained(model, cache, resume=tmp_path / "cut.ckpt", workers=workers, also=also)
@@ -105,7 +108,7 @@ def require_same(model: str, cache: Path, tmp_path: Path, cut: int, workers: int
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("model", slow_but_for(models_by_themselves(), few={*models_by_themselves()} - {"r3gan", "sngan"}))
+@pytest.mark.parametrize("model", slow_but_for(models_by_themselves(), FEW))
 def test_a_training_resumed_in_the_middle_of_an_epoch_is_the_one_that_was_not(model, cache, tmp_path):
     require_same(model, cache, tmp_path, cut=13)
 

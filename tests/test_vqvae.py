@@ -219,7 +219,7 @@ def test_samples_are_drawn_place_by_place_and_counted():
     assert isinstance(model, CountsEvaluations)
     x = model.sample(5, generator=SampleNoise(0))
     assert x.shape == (5, 1, 8, 8)
-    assert model.num_evaluations == 5 * math.prod(GRID)
+    assert model.num_evaluations == 5 * (math.prod(GRID) + 1)  # and the decoder
 
 
 def test_class_reaches_encoder_decoder_and_prior():

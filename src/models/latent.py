@@ -23,6 +23,7 @@ from src.core.protocols import (
     CanEncode,
     CanSample,
     ExpectationMaximization,
+    FollowsTraining,
     HasSettings,
     NeedsPreparation,
     Terms,
@@ -84,6 +85,8 @@ class Latent(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim))
         if isinstance(density, CanBeSteered):
             self.steer = density.steer
+        if isinstance(density, FollowsTraining):
+            self.follow = density.follow
 
     def train(self, mode: bool = True) -> "Latent":
         super().train(mode)
@@ -127,7 +130,9 @@ class Latent(nn.Module):
         return self.decode(self.density.sample(n, of_density, generator=generator), condition)
 
     def settings(self) -> dict[str, Any]:
-        return {"density": self.density.settings()} if isinstance(self.density, HasSettings) else {}
+        of_density = {"density": self.density.settings()} if isinstance(self.density, HasSettings) else {}
+        is_told_apart = self.density.is_conditional or not self.is_conditional
+        return of_density | ({} if is_told_apart else {"latents": "drawn whatever the class, which the decoder is given"})
 
     def _encode(self, batch: Batch) -> Tensor:
         with torch.no_grad():

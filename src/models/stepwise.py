@@ -152,7 +152,8 @@ class Stepwise(nn.Module, ABC):
         condition = batch.condition if self.is_conditional else None
         num_strata = 1 if self.training else _NUM_STRATA
         u = generator.uniform((len(x),), like=x)
-        losses = [self._losses(x, condition, (k + u) / num_strata, generator) for k in range(num_strata)]
+        last = 1 - torch.finfo(u.dtype).eps / 2  # (k + u) / n may round to 1, where a time may be infinite
+        losses = [self._losses(x, condition, ((k + u) / num_strata).clamp(max=last), generator) for k in range(num_strata)]
         return {"loss": torch.stack(losses).mean(0)}
 
     @torch.no_grad()

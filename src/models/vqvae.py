@@ -81,7 +81,7 @@ class VQVAE(nn.Module):
             spec.require_classes()
         self.is_conditional = conditional
         self.num_codes = num_codes
-        self.num_evaluations = 0  # of the prior, in sampling
+        self.num_evaluations = 0  # of the prior and of the decoder, in sampling
         self._spec = spec
         self._commitment = commitment
         self._sample_pixels = sample_pixels
@@ -163,6 +163,7 @@ class VQVAE(nn.Module):
             return self.code_prior(codes, features)
 
         codes = ancestral_sample(logits_of, n, self._grid, generator, like=self.codebook.vectors)
+        self.num_evaluations += n
         parameters = self._decode(self.codebook.look_up(codes), condition)
         return self.likelihood.sample(parameters, generator) if self._sample_pixels else self.likelihood.mean(parameters)
 
