@@ -16,6 +16,7 @@ from src.models.latent import MixtureLatent, TrainableLatent
 __all__ = [
     "CONF",
     "compose_config",
+    "is_of_another",
     "load_option",
     "models_by_themselves",
     "options",
@@ -92,11 +93,16 @@ def target(group: str, name: str) -> Any:
     """The class or function that an option builds."""
     option = load_option(group, name)
     built = get_object(option[group]._target_ if group in option else option._target_)
-    if "autoencoder" in option:
+    if group == "model" and is_of_another(name):
         return MixtureLatent if hasattr(built, "maximize") else TrainableLatent
     return built
 
 
+def is_of_another(model: str) -> bool:
+    """Whether a model needs the run of another one."""
+    return "autoencoder" in load_option("model", model).keys()  # noqa: SIM118 - `in` is false of a value that is missing
+
+
 def models_by_themselves() -> list[str]:
     """The models that need no run of another model."""
-    return [name for name in options("model") if "autoencoder" not in load_option("model", name)]
+    return [name for name in options("model") if not is_of_another(name)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.commands import Trained, train
-from tests.configs import load_option
+from tests.configs import is_of_another
 
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other cost more than they help
 
@@ -40,8 +40,7 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     @lru_cache
     def of(model: str) -> Trained:
-        of_another = "autoencoder" in load_option("model", model)
-        given = (f"autoencoder={of('autoencoder').run.path}",) if of_another else ()
+        given = (f"autoencoder={of('autoencoder').run.path}",) if is_of_another(model) else ()
         return train(tmp_path_factory.mktemp("runs") / model, cache, f"model={model}", *given)
 
     return of

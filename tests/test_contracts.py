@@ -30,7 +30,7 @@ from src.core.rng import Noise, SampleNoise, StreamNoise
 from src.core.spec import CONTINUOUS, DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
-from tests.configs import compose_config, load_option, options, parts, small, target
+from tests.configs import compose_config, is_of_another, load_option, options, parts, small, target
 from tests.examples import RepeatingNoise, image_data, token_spec, vector_spec
 
 MODELS = options("model")
@@ -79,7 +79,7 @@ class Setting:
         likelihood = self.keys.get("likelihood")
         accepts = get_object(likelihood["_target_"]).accepts if likelihood else (DISCRETE,)
         self._name = name
-        self._autoencoder = "autoencoder" in composed(name)
+        self._autoencoder = is_of_another(name)
         self._data = image_data(shape, values or accepts[0], num_classes)
         self.spec = self._data.spec
 
@@ -87,7 +87,8 @@ class Setting:
         """As it is at the first step of a training on these images."""
         config = OmegaConf.create({"model": self.keys, "name": {"model": self._name}, "seed": seed})
         if self._autoencoder:
-            config.autoencoder = {"name": "autoencoder", "model": composed("autoencoder").model}
+            keys = OmegaConf.to_container(composed("autoencoder").model, resolve=True)
+            config.autoencoder = {"name": "autoencoder", "model": keys}
         train = [self._data.to_units(batch) for batch in self._data.held_out_loader("train")]
         return prepared(load_model(config, self.spec), train, seed)
 

@@ -366,7 +366,7 @@ def test_a_known_bad_way_ends_a_command_in_a_sentence(cache, tmp_path):
 
 RECIPES = sorted(name for name in options("model") if target("model", name) is GAN)
 CHOICES = [
-    *(f"network@generator={name}" for name in options("network") if name.endswith(("mlp", "generator", "decoder"))),
+    *(f"network@generator={name}" for name in options("network") if name.endswith(("mlp", "generator", "conv_decoder"))),
     *(f"network@discriminator={name}" for name in options("network") if name.endswith(("mlp", "discriminator", "critic"))),
     *(f"adversarial_loss={name}" for name in options("adversarial_loss")),
     *(f"penalty={name}" for name in options("penalty")),

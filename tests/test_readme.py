@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from tests.commands import ROOT, call
 from tests.configs import CONF, compose_config, options
@@ -82,6 +83,14 @@ def _require_composes(root: str, overrides: list[str]) -> None:
         compose_config(*(f"{key}={value}" for (key, _), value in zip(parts, chosen, strict=True)), root=root)
 
 
+def _has_keys(context: tuple[str, ...], option: str) -> bool:
+    """Whether the config of a context has the keys of an option, so that it is tried first."""
+    root, *beside = context
+    keys = [one.partition("=")[0].lstrip("+~") for one in option.split()]
+    config = compose_config(*beside, root=root)
+    return all("@" not in key and OmegaConf.select(config, key, throw_on_missing=False) is not None for key in keys)
+
+
 @pytest.mark.parametrize("command", _commands(), ids=" ".join)
 def test_command_exists(command):
     if command[0] == "make":
@@ -105,7 +114,7 @@ def test_mistake_ends_as_shown(command, said):
 
 @pytest.mark.parametrize("option", _inline_options())
 def test_option_in_the_text_exists(option):
-    for root, *beside in CONTEXTS:
+    for root, *beside in sorted(CONTEXTS, key=lambda context: not _has_keys(context, option)):
         try:
             return _require_composes(root, [*beside, *option.split()])
         except HydraException:

@@ -72,7 +72,8 @@ def _clusters() -> Tensor:
 
 
 def _fitted(x: Tensor, num_components: int, covariance: str, num_steps: int) -> GaussianMixture:
-    model = GaussianMixture(DataSpec("clusters", "vector", (2,), _UNBOUNDED), num_components, covariance)
+    with torch.random.fork_rng():  # its first means, replaced at once, come from the global generator
+        model = GaussianMixture(DataSpec("clusters", "vector", (2,), _UNBOUNDED), num_components, covariance)
     model.prepare(lambda: [Batch(x)], generator=StreamNoise(0))
     for _ in range(num_steps):
         model.accumulate(Batch(x))
