@@ -22,6 +22,7 @@ CONTEXTS = [
     ("config",),
     ("config", "model=dcgan"),
     ("config", "model=flow_image"),
+    ("config", "model=cvae_quadrants"),
     ("config", "model=latent"),
     ("config", "data=mnist"),
     ("config", "data=stacked_mnist"),

@@ -17,16 +17,17 @@ class Dashboard(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         if self._is_done:
             return
-        names = {name.partition("/")[2] for name in trainer.callback_metrics}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(_layout(names))
+                logger.experiment.add_custom_scalars(_layout(set(trainer.callback_metrics)))
         self._is_done = True
 
 
-def _layout(names: set[str]) -> dict[str, dict[str, list]]:
+def _layout(tags: set[str]) -> dict[str, dict[str, list]]:
     """Pages of charts: training against validation for each quantity; the two players against each other."""
-    compared = {name: ["Multiline", [f"train_epoch/{name}", f"val/{name}"]] for name in sorted(names)}
+    names = sorted({tag.partition("/")[2] for tag in tags})
+    held_out = {name: [f"val/{name}"] if f"val/{name}" in tags else [] for name in names}
+    compared = {name: ["Multiline", [f"train_epoch/{name}", *held_out[name]]] for name in names}
     pages = {"training against held-out data": compared}
     if "generator_loss" in names:
         losses = ["train/discriminator_loss", "train/generator_loss"]
