@@ -273,7 +273,7 @@ def _moons_by_simpson(x: np.ndarray, noise: float) -> float:
 @pytest.mark.parametrize("noise", [0.05, 0.1])
 @pytest.mark.parametrize("reach", [0, 5, 20])
 def test_density_of_the_moons_is_right_to_a_millionth_and_far_from_them(tmp_path, noise, reach):
-    density = two_moons(str(tmp_path), noise, 2, 2, 2).density
+    density = two_moons(str(tmp_path), noise, 1.0, 0.0, 2, 2, 2).density
     x = density.sample(12, SampleNoise(1))[0] + reach * noise * SampleNoise(2).normal((12, 2), F64)
     expected = [_moons_by_simpson(point, noise) for point in x.numpy()]
     np.testing.assert_allclose(density.log_prob(x).numpy(), expected, rtol=0, atol=1e-6)

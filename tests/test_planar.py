@@ -76,6 +76,7 @@ def test_density_integrates_to_one_and_its_integral_is_the_share_of_points(array
     [
         ("two_moons", {"noise": 0.05}, 0.291, 0.005),
         ("two_moons", {"noise": 0.1}, 0.998, 0.015),
+        ("two_moons", {"noise": 0.1, "scale": 3.0, "shift": -1.0}, 0.998 + 2 * math.log(3), 0.015),
         ("checkerboard", {}, math.log(32), 1e-12),
         ("eight_gaussians", {}, 2.8308, 0.0015),
     ],
@@ -124,6 +125,8 @@ def test_moons_are_those_of_scikit_learn(cache):
     arrays = made("two_moons", cache)
     x, y = points(arrays).numpy(), arrays.splits["train"].y
     theirs, their_y = make_moons(20_000, noise=0.05, random_state=0)
+    scaled = points(made("two_moons", cache, scale=3.0, shift=-1.0)).numpy()
+    np.testing.assert_allclose(scaled, 3 * x - 1, atol=1e-5)
     assert arrays.spec.class_names == ("0", "1")
     for label in range(2):
         for axis in range(2):
@@ -205,6 +208,7 @@ def test_gaussian_mixture_has_any_dimension_and_its_components_for_classes(cache
     [
         ("two_moons", "noise", 0.0, r"data\.noise=0\.0 must be a number of at least 0\.01"),
         ("two_moons", "noise", math.nan, r"data\.noise=nan must be a number of at least 0\.01"),
+        ("two_moons", "scale", -3.0, r"data\.scale=-3\.0 must be positive"),
         ("swiss_roll", "noise", 0.05, r"data\.noise=0\.05 must be a number of at least 0\.1"),
         ("checkerboard", "num_test", 1, r"data\.num_test=1 must be at least 2"),
         ("eight_gaussians", "sigma", -1.0, r"data\.sigma=-1\.0 must be a positive number"),

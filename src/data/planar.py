@@ -31,29 +31,35 @@ _NODES_PER_SIGMA = 3.2  # of a quadrature along an arc; with half as many, log p
 _MAX_VALUES = 200_000  # of intermediate values at a time: they stay in the processor's cache
 
 
-def two_moons(cache: str, noise: float, num_train: int, num_val: int, num_test: int) -> Arrays:
+def two_moons(
+    cache: str, noise: float, scale: float, shift: float, num_train: int, num_val: int, num_test: int
+) -> Arrays:
     """Two half circles with Gaussian noise, as scikit-learn's `make_moons`: a point's class is its moon.
 
     Moon 0 is (cos t, sin t), moon 1 is (1 - cos t, 1/2 - sin t), t uniform on [0, pi]; both moons are equally likely. Two
     things differ from scikit-learn, where t takes evenly spaced values and both moons have equally many points. The
-    entropy is 0.289 nats with a noise of 0.05, and 1.008 with 0.1.
+    entropy is 0.289 nats with a noise of 0.05, and 1.008 with 0.1; a scale adds twice its logarithm.
 
     Args:
         cache: folder of prepared data sets.
-        noise: standard deviation of every value, at least 0.01.
+        noise: standard deviation of every value before it is scaled, at least 0.01.
+        scale, shift: a point p, with its noise, becomes scale p + shift; the scale is positive.
         num_train, num_val, num_test: points drawn for each split.
     """
     _require_noise(noise, least=0.01)
+    if not scale > 0:
+        raise UserError(f"data.scale={scale} must be positive")
 
     def upper(t: Tensor) -> Tensor:
-        return torch.stack([t.cos(), t.sin()], 1)
+        return scale * torch.stack([t.cos(), t.sin()], 1) + shift
 
     def lower(t: Tensor) -> Tensor:
-        return torch.stack([1 - t.cos(), 0.5 - t.sin()], 1)
+        return scale * torch.stack([1 - t.cos(), 0.5 - t.sin()], 1) + shift
 
-    density = BlurredArcs((Arc(upper, 0, math.pi, 1), Arc(lower, 0, math.pi, 1)), float(noise))
+    density = BlurredArcs((Arc(upper, 0, math.pi, scale), Arc(lower, 0, math.pi, scale)), scale * float(noise))
     sizes = {"train": num_train, "val": num_val, "test": num_test}
-    return draw_once("two_moons", cache, {"noise": noise}, density, sizes, ("0", "1"))
+    settings = {"noise": noise, "scale": scale, "shift": shift}
+    return draw_once("two_moons", cache, settings, density, sizes, ("0", "1"))
 
 
 def swiss_roll(cache: str, noise: float, num_train: int, num_val: int, num_test: int) -> Arrays:
