@@ -17,8 +17,9 @@ help:  ## list the targets
 
 setup: $(READY)  ## make the virtual environment .venv with the pinned dependencies
 
-extra: $(READY)  ## add what only some sweeps need: EXTRA=ray, EXTRA=slurm or EXTRA=optuna
-	@case "$(EXTRA)" in ray|slurm|optuna) ;; *) echo 'error: EXTRA must be ray, slurm or optuna: make extra EXTRA=ray'; exit 1;; esac
+extra: $(READY)  ## add what only some need: EXTRA=text, EXTRA=audio, EXTRA=ray, EXTRA=slurm or EXTRA=optuna
+	@case "$(EXTRA)" in text|audio|ray|slurm|optuna) ;; \
+		*) echo 'error: EXTRA must be text, audio, ray, slurm or optuna: make extra EXTRA=text'; exit 1;; esac
 	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes --constraint requirements-extras.lock \
 		$$($(RUN) -c '$(PACKAGES_OF)' $(EXTRA))
 
