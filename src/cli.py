@@ -286,9 +286,11 @@ def _explain(error: HydraException, config_name: str, job: list[Override], swept
         key = override.key_or_group
         if re.search(rf"(?:'|\b){re.escape(key)}(?:'|\b)", message):
             with_parts = "".join(f" with {part}" for part in parts)
-            known = _known_keys(config_name, job, key)
-            nearest = _nearest(key, known) or _all_of_few([name for name in known if name not in _groups()])
-            return f"{key} is not a key of the config{with_parts}{nearest}"
+            known = _known_keys(config_name, [one for one in job if one.key_or_group != key], key)
+            given = override.get_key_element().lstrip("+~")  # with the part that a group was given for
+            plain = [name for name in known if name.partition("@")[0] not in _groups()]
+            nearest = _nearest(given, known) or _all_of_few(plain)
+            return f"{given} is not a key of the config{with_parts}{nearest}"
     return message.splitlines()[0]
 
 
@@ -329,10 +331,16 @@ def _require_types(config: DictConfig, default: DictConfig, parsed: list[Overrid
 
 
 def _known_keys(config_name: str, parsed: list[Override], key: str) -> list[str]:
-    """All keys and groups that an override may name, given the groups that were chosen; Hydra's if the key is one."""
+    """All keys and groups that an override may name, given the groups that were chosen; Hydra's if the key is one.
+
+    A group is named only where this config has it: as it is, or as `group@part` (`optim@optim.generator` of a GAN).
+    """
+    whole = _with_groups_only(config_name, parsed, with_hydra=True)
     if key.startswith("hydra."):
-        return list(_paths(_with_groups_only(config_name, parsed, with_hydra=True).hydra, "hydra."))
-    return [*_groups(), *_paths(_with_groups_only(config_name, parsed), "")]
+        return list(_paths(whole.hydra, "hydra."))
+    own = [str(group) for group in whole.hydra.runtime.choices if not str(group).startswith("hydra/")]
+    hydras = [group for group in _groups() if group.startswith("hydra/")]
+    return [*own, *hydras, *_paths(_with_groups_only(config_name, parsed), "")]
 
 
 def _groups() -> set[str]:
@@ -364,10 +372,15 @@ def _paths(node: Any, prefix: str) -> Iterator[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """`; did you mean X?`: the same key elsewhere, or the nearest by the whole path, or by its last part."""
-    last = name.rpartition(".")[2]
+    """`; did you mean X?`: the same key or group elsewhere, or the nearest by the whole path, or by its last part.
+
+    Never the name itself: it may be one, and yet not what can be set there.
+    """
+    known = [path for path in known if path != name]
+    last, group = name.rpartition(".")[2], name.partition("@")[0]
     by_last = {path.rpartition(".")[2]: path for path in known}
-    close = difflib.get_close_matches(name, [path for path in known if path.endswith(f".{last}")], n=1, cutoff=0)
+    elsewhere = [path for path in known if path.endswith(f".{last}") or path.partition("@")[0] == group]
+    close = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     close = close or [by_last[match] for match in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""

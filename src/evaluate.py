@@ -29,13 +29,13 @@ def evaluate(config: DictConfig) -> None:
 
     from src.build import build
     from src.evaluation.results import scalars, to_markdown
-    from src.experiment import evaluate_run, load_data
+    from src.experiment import evaluate_run, load_data_of
     from src.training.final_metrics import log_final_metrics
 
     run = Run.open(Path(config.run))
     of_run = run.config()
     _take_given(of_run, config, list(HydraConfig.get().overrides.task))
-    results = evaluate_run(run, load_data(of_run), of_run)
+    results = evaluate_run(run, load_data_of(run, of_run), of_run)
     # other loggers would begin their files anew
     nodes = [node for node in of_run.logger.values() if str(node._target_).endswith(TensorBoardLogger.__name__)]
     loggers = [build(node)(save_dir=run.path) for node in nodes]

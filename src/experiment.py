@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from src.core.collectives import broadcast_from_first, num_ranks, own_rank, part
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import Adversarial, CanBeSteered, CanSample
 from src.core.rng import derive_seed
+from src.core.sound import Sound
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.costs import SamplingMeter, costs_in_words, costs_to_json
 from src.evaluation.protocol import Drawn, draw_together, evaluate, spread_classes
-from src.evaluation.results import absences, findings, results_table, scalars, to_json
+from src.evaluation.results import absences, findings, results_table, scalars, to_json, yardsticks
 from src.metrics.features import Extractor, NetworkExtractor
 from src.metrics.frozen_classifier import find_frozen, read_frozen
+from src.metrics.sound_classifier import SoundExtractor
 from src.metrics.stacked_classifier import StackExtractor
 from src.metrics.store import Store
 from src.models.latent import Latent, fit_on_latents
-from src.runs import Run
+from src.runs import Run, file_sha256
 from src.training.batch_norm import has_batch_norm, renew_batch_norm
 from src.training.weights import load_weights
 
@@ -37,10 +40,12 @@ __all__ = [
     "light_measure",
     "load_autoencoder",
     "load_data",
+    "load_data_of",
     "load_model",
     "load_spec",
     "load_trained_model",
     "require_classifier_settings",
+    "require_same_data",
     "steer",
     "steer_as_evaluated",
 ]
@@ -55,6 +60,33 @@ LightMeasure = Callable[[nn.Module, int, list[str]], tuple[dict[str, float], dic
 def load_data(config: DictConfig) -> ArrayData:
     """The data of a config, prepared, with its loaders."""
     return ArrayData(build(config.data), seed=config.seed, **build(config.loader))
+
+
+def load_data_of(run: Run, config: DictConfig) -> ArrayData:
+    """The data that a run was trained on; raises `UserError` if they have changed since."""
+    data = load_data(config)
+    require_same_data(run, data)
+    return data
+
+
+def require_same_data(run: Run, data: ArrayData) -> None:
+    """Raise `UserError` if these are not the data that a run was trained on. Of an older run nobody knows."""
+    if difference := _difference(run, data):
+        raise UserError(
+            f"the data of {run.shown} have changed since its training: {difference}; restore them, or train again"
+        )
+
+
+def _difference(run: Run, data: ArrayData) -> str:
+    """How the data of a run differ from these, in words; empty if they are the same or it was not written down."""
+    before, now = run.fingerprint(), data.arrays.fingerprint
+    if before is None:
+        return ""
+    if before != now:
+        return f"the fingerprint of the prepared examples was {before[:12]}, now it is {now[:12]}"
+    was, spec = asdict(load_spec(run, run.config())), asdict(data.spec)
+    differing = [field for field in spec if was[field] != spec[field]]
+    return f"the values are prepared from other ones ({', '.join(differing)} in spec.json)" if differing else ""
 
 
 def load_spec(run: Run, config: DictConfig) -> DataSpec:
@@ -80,13 +112,41 @@ def load_model(config: DictConfig, spec: DataSpec) -> nn.Module:
         )
 
 
-def load_autoencoder(model: nn.Module, config: DictConfig) -> None:
-    """Give the frozen part of a model that is to be trained its weights, those of the run that the config names."""
-    if config.get("autoencoder") is None:
+def load_autoencoder(model: nn.Module, config: DictConfig, data: ArrayData) -> None:
+    """Give the frozen part of a model that is to be trained its weights, those of the run that the config names.
+
+    Raises `UserError` if that run was trained on other data, as another cut of them would let test examples into the
+    training, or if its weights are not those that the config means.
+    """
+    of_latents = config.get("autoencoder")
+    if of_latents is None:
         return
-    run = Run.open(Path(config.autoencoder.run), "autoencoder")
-    about = load_weights(model.frozen_part(), run.checkpoint("auto"))
-    log.info(f"latents of {run.shown}: model={config.autoencoder.name}, {about['weights']} weights")
+    run = Run.open(Path(of_latents.run), "autoencoder")
+    if difference := _difference(run, data):
+        raise UserError(
+            f"autoencoder={run.shown} was trained on other data than this run: {difference}; train both on the same"
+        )
+    if run.fingerprint() is None:
+        log.warning(f"autoencoder={run.shown} is of an older version: that its data are the same cannot be checked")
+    file = run.checkpoint(of_latents.get("checkpoint", "auto"))  # a run of an older version names none
+    if of_latents.get("sha256") not in (None, file_sha256(file)):
+        raise UserError(
+            f"autoencoder={run.shown} has other weights than when this run was made ({file.name} changed); begin a new run"
+        )
+    about = load_weights(model.frozen_part(), file)
+    how = f"{about['weights']} weights of the {file.stem} checkpoint, its status is {run.status()['status']}"
+    log.info(f"latents of {run.shown}: model={of_latents.name}, {how}")
+
+
+def _autoencoder_costs(model: nn.Module, config: DictConfig) -> dict[str, Any] | None:
+    """What was spent before the training, for `costs_to_json`; None of a model without an autoencoder."""
+    if not isinstance(model, Latent):
+        return None
+    return {
+        "parameters": sum(weight.numel() for weight in model.frozen_part().parameters()),
+        **{"training_seconds": None, "training_device": None},
+        **(config.autoencoder.get("costs") or {}),
+    }
 
 
 def _untrained(model: nn.Module, config: DictConfig, spec: DataSpec) -> nn.Module:
@@ -185,7 +245,9 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         drawn=drawn,
         meter=meter,
     )
-    costs = costs_to_json(model, run.training_time(), meter.to_json(), earlier.get("costs", {}))
+    costs = costs_to_json(
+        model, run.training_time(), meter.to_json(), earlier.get("costs", {}), _autoencoder_costs(model, config)
+    )
     as_json = to_json(results) | {"costs": costs}
     kept = earlier.get("metrics", {}) if earlier.get("schema") == as_json["schema"] else {}
     for name, entry in as_json["metrics"].items():
@@ -274,6 +336,8 @@ def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Ca
         folder = Path(config.data.cache) / "classifiers"
         file = find_frozen(settings.file, folder, spec, data.arrays.fingerprint)
         state, about, sha256 = read_frozen(file, settings.sha256)
+        if spec.sound is not None:
+            return _sound_classifier(file, state, about, sha256, spec, device)
         seen, stack = (about["in_shape"], len(about["class_names"])), data.arrays.stack
         is_of_parts = stack is not None and seen == ([1, *spec.shape[1:]], stack.num_classes)
         if not is_of_parts and seen != (list(spec.shape), spec.num_classes):
@@ -281,16 +345,40 @@ def _classifier(config: DictConfig, data: ArrayData, device: torch.device) -> Ca
                 f"the classifier {file} is of {about['in_shape']} images in {len(about['class_names'])} classes; "
                 f"data={spec.name} gives {spec.describe()}"
             )
-        try:
-            with torch.random.fork_rng():  # its first weights, replaced at once, come from the global generator
-                network = _built_network(about["network"])
-            network.load_state_dict(state)
-        except Exception as error:  # a file of somebody else may describe anything
-            raise NotApplicable(f"the network of {file} cannot be built ({str(error).splitlines()[0]})") from error
+        network = _network_of(file, state, about)
         extractor = NetworkExtractor(file.stem, network.to(device), sha256, about["accuracy"])
         return StackExtractor(extractor, stack) if stack is not None and is_of_parts else extractor
 
     return load
+
+
+def _sound_classifier(
+    file: Path, state: dict[str, Any], about: dict[str, Any], sha256: str, spec: DataSpec, device: torch.device
+) -> Extractor:
+    assert spec.sound is not None
+    try:
+        sound = Sound(**about["sound"])
+    except (KeyError, TypeError, UserError) as error:
+        raise NotApplicable(f"the classifier {file} is not of sounds; data={spec.name} gives sounds") from error
+    of_file, of_data = ((some.sample_rate, some.length) for some in (sound, spec.sound))
+    if of_file != of_data or len(about["class_names"]) != spec.num_classes:
+        raise NotApplicable(
+            f"the classifier {file} is of {sound.describe()} in {len(about['class_names'])} classes; data={spec.name} gives "
+            f"{spec.describe()}"
+        )
+    network = _network_of(file, state, about)
+    return SoundExtractor(file.stem, network.to(device), sound, sha256, about["accuracy"])
+
+
+def _network_of(file: Path, state: dict[str, Any], about: dict[str, Any]) -> nn.Module:
+    """The network of a frozen file with its weights."""
+    try:
+        with torch.random.fork_rng():  # its first weights, replaced at once, come from the global generator
+            network = _built_network(about["network"])
+        network.load_state_dict(state)
+    except Exception as error:  # a file of somebody else may describe anything
+        raise NotApplicable(f"the network of {file} cannot be built ({str(error).splitlines()[0]})") from error
+    return network
 
 
 def _built_network(node: dict[str, Any]) -> nn.Module:
@@ -307,5 +395,5 @@ def _report(results: dict[str, Any]) -> None:
     with console.capture() as capture:
         console.print(results_table(results))
     log.info(capture.get().rstrip())
-    for line in findings(results) + absences(results):
+    for line in findings(results) + yardsticks(results) + absences(results):
         log.info(line)

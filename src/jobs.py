@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.claim import ClaimedError, claim, is_claimed
 from src.core.errors import UserError
-from src.runs import Run, descriptive, without_controls
+from src.core.pretrained import gpt2_config
+from src.runs import Run, descriptive, file_sha256, without_controls
 
 __all__ = [
     "Job",
@@ -41,6 +42,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _OF_SWEEP = "JOB_OF_SWEEP"  # in the environment of a job's process: "retry" if it may be tried again, "once" if not
+_NOT_OF_WEIGHTS = ("name", "data", "model", "seed", "callback", "logger", "evaluation", "metric")  # or told by themselves
 _SAVING_SECONDS = 60.0  # that a job has to save itself
 _given = os.environ.pop(_OF_SWEEP, None)  # taken away, so that processes which this one starts are no jobs themselves
 _ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -83,26 +85,77 @@ class Job:
         return " ".join(self.overrides) or self.run.path.name
 
 
-def named(config: DictConfig, hydra: DictConfig) -> DictConfig:
-    """The config of a run, with the names of its model and data, for messages and readers of the run."""
+def named(config: DictConfig, hydra: DictConfig, job: Run | None = None) -> DictConfig:
+    """The config of a run, with the names of its model and data, for messages and readers of the run.
+
+    Args:
+        config, hydra: as composed.
+        job: the directory, where a job of a sweep may have been trained before.
+    """
     own = without_controls(config)
     with open_dict(own):
         own.name = {"model": hydra.runtime.choices.model, "data": hydra.runtime.choices.data}
         if "autoencoder" in own:
-            own.autoencoder = _of_autoencoder(str(own.autoencoder), str(hydra.runtime.choices.data))
+            own.autoencoder = _of_autoencoder(str(own.autoencoder), str(hydra.runtime.choices.data), job)
+        if (weights := OmegaConf.select(own, "network.weights")) is not None:
+            # so that the run can be rebuilt where the folder is not
+            own.network.config = own.model.network.config = gpt2_config(str(weights))
     return own
 
 
-def _of_autoencoder(path: str, data: str) -> dict[str, Any]:
-    """What a run whose latents are modelled was made with, so that the new run can be rebuilt without it."""
+def _of_autoencoder(path: str, data: str, job: Run | None) -> dict[str, Any]:
+    """What a run whose latents are modelled was made with, so that the new run can be rebuilt without it.
+
+    {"run": its directory, "name": of its model, "model": the config of that, "training": the rest of what it was trained
+     with, "seed", "checkpoint": "best" or "last", "sha256": of that file, "costs": {"training_seconds", "training_device"}}
+
+    A job that has a checkpoint has the weights in it, and needs the other run no more.
+    """
+    kept = _kept_autoencoder(job)
+    place = str(Path(path).absolute())
+    if kept is not None and kept["run"] in (path, place) and not Path(path).exists():
+        return kept
     run = Run.open(Path(path), "autoencoder")
-    config = run.config()
-    run.checkpoint("auto")
+    config, status = run.config(), run.state()["status"]
     if config.name.data != data:
         raise UserError(f"autoencoder={path} was trained on data={config.name.data}; choose it, instead of data={data}")
     if "autoencoder" in config:
         raise UserError(f"autoencoder={path} models the latents of another run; give that one, or another autoencoder")
-    return {"run": path, "name": config.name.model, "model": config.model}
+    if status == "running" and is_claimed(run.path):
+        raise UserError(f"autoencoder={path} is still being trained; wait until it is done, or give another run")
+    if not (run.has_checkpoint("best") or run.has_checkpoint("last")):
+        raise UserError(f"autoencoder={path} has no checkpoint (its status is {status}); give a run that is done")
+    file = run.checkpoint("auto")
+    sha256 = file_sha256(file)
+    if job is not None and kept is not None:
+        if kept.get("sha256", sha256) != sha256:
+            raise UserError(
+                f"autoencoder={path} has other weights than when {job.shown} was trained on its latents; give the sweep "
+                "another name with sweep="
+            )
+        return kept
+    plain = cast("dict[str, Any]", OmegaConf.to_container(config))
+    costs = run.training_time()
+    return {
+        "run": place,
+        "name": config.name.model,
+        "model": plain["model"],
+        "training": {key: value for key, value in plain.items() if key not in _NOT_OF_WEIGHTS},
+        "seed": config.seed,
+        "checkpoint": file.stem,
+        "sha256": sha256,
+        "costs": {} if costs is None else {"training_seconds": costs[0], "training_device": costs[1]},
+    }
+
+
+def _kept_autoencoder(job: Run | None) -> dict[str, Any] | None:
+    """What a job's own config says of its autoencoder, if the job has no more need of that run."""
+    if job is None or not job.is_there():
+        return None
+    if job.state()["status"] not in ("done", "pruned") and not job.has_checkpoint("last"):
+        return None
+    found = cast("dict[str, Any]", OmegaConf.to_container(job.config())).get("autoencoder")
+    return found if isinstance(found, dict) else None
 
 
 def prepare(job: Job) -> Run:
@@ -316,7 +369,7 @@ def objectives(run: Run, wanted: list[str]) -> list[float]:
 def run_as_job(config: DictConfig, hydra: DictConfig) -> list[float] | None:
     """One job of a sweep whose launcher is not ours: its objectives, if there are any."""
     run = Run(Path(hydra.runtime.output_dir))
-    job = Job(hydra.job.num, run, descriptive(hydra.overrides.task), named(config, hydra), config)
+    job = Job(hydra.job.num, run, descriptive(hydra.overrides.task), named(config, hydra, run), config)
     if config.plan:
         log.info(f"{job.shown}: {job.plan} ({run.shown})")
         return None

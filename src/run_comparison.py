@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from src.core.errors import UserError
 from src.evaluation.comparison import SCHEMA, Comparison, RunResults, compare
 from src.evaluation.comparison_costs import require_costs
+from src.evaluation.comparison_rows import by_seeds
 from src.runs import Run
 
 __all__ = ["Measured", "by_number", "compare_runs", "read_runs"]
@@ -61,7 +62,7 @@ def read_runs(runs: Iterable[Run]) -> Measured:
                 measured.runs.append(_read(run, status, results))
         except UserError as error:
             measured.left_out.append(f"{run.shown}: {error}")
-    return measured
+    return replace(measured, runs=by_seeds(measured.runs))
 
 
 def by_number(path: Path) -> str:

@@ -4,7 +4,8 @@ config.yaml       resolved, plain types          status.json     waiting | runni
 checkpoints/      last.ckpt, best.ckpt           samples/        grids by step and epoch
 tensorboard/      events                         results.json    every metric with its card
 log.txt           what the console said          environment.json  git commit, diff and status, versions, device, seed
-spec.json         what one example of the data is validation.json held-out means at the best checkpoint
+spec.json         what one example of the data is, and the fingerprint of all of them
+validation.json   held-out means at the best checkpoint
 course.json       of each metric of the light evaluations the best value and the final one
 job.json          overrides of a job of a sweep   output.txt      of such a job: what no log has, as the words of a crash
 
@@ -12,6 +13,7 @@ A status is "waiting" (not begun), "running", "done", "failed", "interrupted" or
 the directory changes it; one that is "running" with nobody's claim was killed.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -30,9 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.errors import UserError
 
-__all__ = ["Run", "config_hash", "descriptive", "without_controls"]
+__all__ = ["Run", "config_hash", "descriptive", "file_sha256", "without_controls"]
 
 _TRAINING = ("training_seconds", "training_device")  # in status.json
+_FINGERPRINT = "fingerprint"  # in spec.json, beside the spec itself
 _CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that may be meant, in turn
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
@@ -46,6 +49,8 @@ _WITHOUT_EFFECT = (  # on what comes out
     "callback.progress",
     "callback.prune",
     "callback.checkpoint.every_minutes",
+    "autoencoder.run",  # its weights are known by their hash
+    "autoencoder.costs",
 )
 
 
@@ -60,6 +65,18 @@ def without_controls(config: DictConfig) -> DictConfig:
     everything = cast("dict[str, Any]", OmegaConf.to_container(config))
     own = OmegaConf.create({key: value for key, value in everything.items() if key not in _CONTROLS})
     return OmegaConf.create(cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True)))
+
+
+def file_sha256(file: Path) -> str:
+    """The hash of a file, read once as long as it stays as it is."""
+    about = file.stat()
+    return _file_sha256(file, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache
+def _file_sha256(file: Path, *_: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def config_hash(config: DictConfig) -> str:
@@ -260,11 +277,20 @@ class Run:
 
     def spec(self) -> dict[str, Any] | None:
         """The data spec the model was built for, as plain types; None in a run from before it was written down."""
+        return {key: value for key, value in written.items() if key != _FINGERPRINT} if (written := self._spec()) else None
+
+    def fingerprint(self) -> str | None:
+        """Of the data it was trained on; None in a run from before it was written down."""
+        return (self._spec() or {}).get(_FINGERPRINT)
+
+    def write_spec(self, spec: dict[str, Any], fingerprint: str) -> None:
+        """Record the data that the training begins with, by their spec and the fingerprint of the prepared arrays."""
+        content = spec | {_FINGERPRINT: fingerprint}
+        _write(self.path / "spec.json", json.dumps(content, indent=2))  # unbounded values have infinite limits
+
+    def _spec(self) -> dict[str, Any] | None:
         file = self.path / "spec.json"
         return _read_json(file) if file.exists() else None
-
-    def write_spec(self, spec: dict[str, Any]) -> None:
-        _write(self.path / "spec.json", json.dumps(spec, indent=2))  # unbounded values have infinite limits
 
     def write_environment(self, seed: int, device: str) -> None:
         """Record what else the run depends on: code, packages, machine, command."""

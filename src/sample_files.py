@@ -1,4 +1,4 @@
-"""The files of what was drawn: PNG files of images, arrays and pictures of points; other files are left alone."""
+"""The files of what was drawn: PNG files of images, arrays and pictures of points, texts; other files are left alone."""
 
 import json
 import os
@@ -14,18 +14,20 @@ from torchvision.utils import save_image
 
 from src.core.drawing import MixedStyles
 from src.core.errors import UserError
+from src.core.sound import Sound, to_waveform
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.training.callbacks.pictures import image_grid
 from src.training.callbacks.point_pictures import curve_picture, density_picture, is_drawn_as_points, point_picture
+from src.training.callbacks.sound_files import joined, write_wav
 
 __all__ = ["SampleFiles"]
 
 _MARKER = ".drawn"
 _DIGITS = 5  # at least, of the number of an image
-_SAMPLE = re.compile(rf"\d{{{_DIGITS},}}\.png")
+_SAMPLE = re.compile(rf"\d{{{_DIGITS},}}\.(png|txt|wav)")
 _MAIN = re.compile(
-    r"(grid|points|density|interpolation|classes|styles|reconstruction|traversal|posterior|inpainting)\.(png|npy|csv)"
+    r"(grid|points|density|interpolation|classes|styles|reconstruction|traversal|posterior|inpainting)\.(png|npy|csv|wav)"
 )
 
 
@@ -47,14 +49,33 @@ class SampleFiles:
         self.has_density = is_drawn_as_points(spec)
 
     def write_samples(self, x: Tensor, classes: Tensor | None, per_row: int) -> str:
-        """Images `(N, *event)` as a PNG file each, and a grid; vectors as points.npy and points.csv, and a picture."""
+        """Images `(N, *event)` as a PNG file each, and a grid; vectors as points.npy and points.csv, and a picture.
+
+        Sounds as a WAV file each, and a grid of their log-mels.
+        """
+        if self._spec.sound is not None:
+            return self._write_sounds(x, self._spec.sound, per_row)
         return self._write_images(x, per_row) if self._spec.modality == "image" else self._write_points(x, classes)
+
+    def write_texts(self, texts: list[str]) -> str:
+        """A file each, 00000.txt and so on."""
+        names = _numbered(len(texts), "txt")
+        self._own.claim(names, instead_of=_SAMPLE)
+        for name, text in zip(names, texts, strict=True):
+            (self._folder / name).write_text(text, encoding="utf-8", newline="")
+        return names[0]
 
     def write_rows(self, kind: str, x: Tensor) -> str:
         """Images `(num_rows, num_columns, *event)` as one grid KIND.png; vectors as KIND.npy.
 
-        Of points in the plane KIND.png has each row in a colour of its own.
+        Of points in the plane KIND.png has each row in a colour of its own. Sounds as a grid of their log-mels, and as KIND.wav,
+        row by row.
         """
+        if self._spec.sound is not None:
+            self._own.claim([f"{kind}.png", f"{kind}.wav"])
+            clips = to_waveform(x.flatten(0, 1), self._spec.sound)
+            write_wav(self._folder / f"{kind}.wav", joined(clips, self._spec.sound), self._spec.sound.sample_rate)
+            return self._save(image_grid(self._spec, x.flatten(0, 1), x.shape[1]), f"{kind}.png")
         if self._spec.modality == "image":
             self._own.claim([f"{kind}.png"])
             return self._save(image_grid(self._spec, x.flatten(0, 1), x.shape[1]), f"{kind}.png")
@@ -82,11 +103,17 @@ class SampleFiles:
         return self._save(picture, "density.png")
 
     def _write_images(self, x: Tensor, per_row: int) -> str:
-        width = max(_DIGITS, len(str(len(x) - 1)))
-        names = [f"{i:0{width}d}.png" for i in range(len(x))]
+        names = _numbered(len(x), "png")
         self._own.claim(["grid.png", *names], instead_of=_SAMPLE)
         for name, image in zip(names, self._spec.to_bytes(x).cpu(), strict=True):
             self._save(image, name)
+        return self._save(image_grid(self._spec, x, per_row), "grid.png")
+
+    def _write_sounds(self, x: Tensor, sound: Sound, per_row: int) -> str:
+        names = _numbered(len(x), "wav")
+        self._own.claim(["grid.png", *names], instead_of=_SAMPLE)
+        for name, clip in zip(names, to_waveform(x, sound), strict=True):
+            write_wav(self._folder / name, clip, sound.sample_rate)
         return self._save(image_grid(self._spec, x, per_row), "grid.png")
 
     def _write_points(self, samples: Tensor, classes: Tensor | None) -> str:
@@ -116,6 +143,12 @@ class SampleFiles:
     def _save(self, picture: Tensor, name: str) -> str:
         save_image(picture / 255, self._folder / name)
         return name
+
+
+def _numbered(count: int, suffix: str) -> list[str]:
+    """Names of so many samples in their order, all of one length."""
+    width = max(_DIGITS, len(str(count - 1)))
+    return [f"{i:0{width}d}.{suffix}" for i in range(count)]
 
 
 class _OwnFiles:

@@ -248,13 +248,17 @@ def _label(job: JobEnd, swept: Sequence[str]) -> str:
 def _row_labels(runs: Sequence[RunResults], jobs: Sequence[JobEnd], swept: Sequence[str]) -> dict[str, str]:
     """Labels of the comparison's rows by group; where configs differ in more than was swept, with the name of a job."""
     by_path = {str(job.run.shown): job for job in jobs}
-    firsts: dict[str, JobEnd] = {}
+    groups: dict[str, list[JobEnd]] = {}
     for run in runs:
-        firsts.setdefault(run.group, by_path[run.path])
-    held = Counter(_label(job, swept) for job in firsts.values())
-    return {
-        group: label if held[label := _label(job, swept)] == 1 else f"{label} ({job.name})" for group, job in firsts.items()
-    }
+        groups.setdefault(run.group, []).append(by_path[run.path])
+    labels = {group: _label(alike[0], _shared(alike, swept)) for group, alike in groups.items()}
+    held = Counter(labels.values())
+    return {group: label if held[label] == 1 else f"{label} ({groups[group][0].name})" for group, label in labels.items()}
+
+
+def _shared(jobs: Sequence[JobEnd], swept: Sequence[str]) -> list[str]:
+    """What was swept but is the same for these jobs: they may be on the latents of several seeds of an autoencoder."""
+    return [key for key in swept if len({job.setting(key) for job in jobs}) == 1]
 
 
 # writing

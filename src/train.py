@@ -129,6 +129,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         load_data,
         load_model,
         require_classifier_settings,
+        require_same_data,
         steer_as_evaluated,
     )
     from src.training.batch_norm import require_batch_norm_samples
@@ -141,8 +142,10 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     L.seed_everything(config.seed, verbose=False)
     data = load_data(config)
     is_first = global_rank() == 0
-    if is_first:
-        run.write_spec(data.spec.to_dict())
+    if checkpoint is not None:
+        require_same_data(run, data)
+    elif is_first:
+        run.write_spec(data.spec.to_dict(), data.arrays.fingerprint)
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
     settings = config.evaluation
@@ -153,7 +156,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     steer_as_evaluated(load_model(config, data.spec), config)  # refuses what cannot be; the training is as the model says
     model = load_model(config, data.spec)
     if checkpoint is None:
-        load_autoencoder(model, config)
+        load_autoencoder(model, config, data)
     if config.evaluation.checkpoint == "best" and isinstance(model, Adversarial):
         raise UserError(
             "evaluation.checkpoint=best: a model of two players has no loss that falls as it gets better, so no best "
@@ -242,6 +245,7 @@ def _quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # none are needed: see conf/loader
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # the data module is
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen part is
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # ours is in `training:`
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # lightning 2.6 on torch 2.14
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=DeprecationWarning)

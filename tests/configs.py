@@ -11,14 +11,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from src.models.latent import MixtureLatent, TrainableLatent
+from src.models.latent import InvertibleLatent, MixtureLatent, NoiseLatent
 
 __all__ = [
     "CONF",
     "compose_config",
     "is_of_another",
+    "is_of_tokens",
+    "is_of_waveforms",
     "load_option",
     "models_by_themselves",
+    "models_of_pictures",
     "options",
     "parts",
     "single_options",
@@ -83,10 +86,17 @@ def small(model: str, width: int = 16) -> tuple[str, ...]:
         return "model.num_components=4", "model.num_pca=5"
     if "sampler" in parts(model):
         return "network.width=16", "sampler.steps=4", "likelihood_solver.rtol=0.01", "likelihood_solver.atol=0.01"
+    if is_of_tokens(model):
+        return tuple(f"network.{key}={value}" for key, value in (("width", width), ("num_layers", 2)) if _has(model, key))
     players = {role: parts(model).get(f"network@{role}") for role in ("generator", "discriminator")}
     return tuple(
         f"{role}.width={width}" for role, name in players.items() if name and "width" in load_option("network", name)
     )
+
+
+def _has(model: str, key: str) -> bool:
+    """Whether the network of a model has a setting."""
+    return key in load_option("network", parts(model)["network"])
 
 
 def target(group: str, name: str) -> Any:
@@ -94,7 +104,9 @@ def target(group: str, name: str) -> Any:
     option = load_option(group, name)
     built = get_object(option[group]._target_ if group in option else option._target_)
     if group == "model" and is_of_another(name):
-        return MixtureLatent if hasattr(built, "maximize") else TrainableLatent
+        return (
+            MixtureLatent if hasattr(built, "maximize") else InvertibleLatent if hasattr(built, "encode") else NoiseLatent
+        )
     return built
 
 
@@ -104,5 +116,20 @@ def is_of_another(model: str) -> bool:
 
 
 def models_by_themselves() -> list[str]:
-    """The models that need no run of another model."""
-    return [name for name in options("model") if not is_of_another(name)]
+    """The models of pictures that need no run of another model."""
+    return [name for name in models_of_pictures() if not is_of_another(name)]
+
+
+def is_of_tokens(model: str) -> bool:
+    """Whether a model is of sequences of tokens, and of nothing else."""
+    return hasattr(target("model", model), "continue_")
+
+
+def is_of_waveforms(model: str) -> bool:
+    """Whether a model has networks of waveforms."""
+    return any(network.startswith("conv1d") for network in parts(model).values())
+
+
+def models_of_pictures() -> list[str]:
+    """The models that train on pictures, as those of digits."""
+    return [name for name in options("model") if not is_of_tokens(name) and not is_of_waveforms(name)]

@@ -9,7 +9,7 @@ from src.core.spec import DataSpec, Values
 from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
 
-__all__ = ["FixedNoise", "RepeatingNoise", "image_data", "image_spec", "token_spec", "vector_spec"]
+__all__ = ["FixedNoise", "RepeatingNoise", "image_data", "image_spec", "token_data", "token_spec", "vector_spec"]
 
 
 def image_spec(shape: tuple[int, ...], values: str, levels: int = 256, num_classes: int = 3) -> DataSpec:
@@ -23,9 +23,11 @@ def vector_spec(dim: int, num_classes: int = 0) -> DataSpec:
     return DataSpec("made_up", "vector", (dim,), values, _names(num_classes))
 
 
-def token_spec() -> DataSpec:
-    """Texts of 16 tokens called `made_up`."""
-    return DataSpec("made_up", "tokens", (16,), Values("discrete", low=0, high=99, levels=100))
+def token_spec(length: int = 16, levels: int = 100, num_classes: int = 0) -> DataSpec:
+    """Sequences of tokens called `made_up`."""
+    return DataSpec(
+        "made_up", "tokens", (length,), Values("discrete", low=0, high=levels - 1, levels=levels), _names(num_classes)
+    )
 
 
 def image_data(
@@ -36,6 +38,15 @@ def image_data(
     split = Split(x, np.arange(count) % num_classes if num_classes else None)
     spec = image_spec(shape, values, num_classes=num_classes)
     arrays = Arrays(spec, 256, {"train": split, "val": split, "test": split}, "made_up")
+    return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
+
+
+def token_data(num_classes: int = 3, count: int = 24, batch_size: int = 8) -> ArrayData:
+    """Random sequences of tokens with labels that take turns, and their loaders."""
+    spec = token_spec(num_classes=num_classes)
+    x = np.random.default_rng(0).integers(0, spec.values.levels, (count, *spec.shape), dtype=np.uint16)
+    split = Split(x, np.arange(count) % num_classes if num_classes else None)
+    arrays = Arrays(spec, spec.values.levels, {"train": split, "val": split, "test": split}, "made_up")
     return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
 
 

@@ -439,7 +439,7 @@ def test_values_of_one_run_are_of_one_checkpoint(folder):
 
 def test_the_model_and_the_software_of_a_card_are_no_protocol(folder):
     other = entry(2.0)
-    other["card"] |= {"model": {"weights": "averaged"}, "software": {"torch": "3"}}
+    other["card"] |= {"model": {"weights": "averaged"}, "software": {"torch": "3"}, "evaluations_per_example": 90.5}
     folder.run("a", fd=1.0)
     folder.run("b", "gan", fd=other)
     assert folder.compare().code == 0
@@ -459,6 +459,135 @@ def test_values_of_other_units_are_refused(folder):
     folder.run("a", fd=1.0)
     folder.run("b", "gan", fd=entry(2.0) | {"unit": "nats"})
     assert "its unit is nats, the column's is 1" in folder.compare().text
+
+
+# settings of drawing and of likelihoods
+
+STEERED = {"solver": "euler", "steps": 50, "guidance": 1.0, "likelihood": {"solver": "heun", "steps": 99}}
+
+
+def drawn(value: float, steps: int, **protocol: Any) -> dict[str, Any]:
+    """A value measured on samples."""
+    return of_weights(entry(value, **protocol), settings=STEERED | {"steps": steps})
+
+
+def scored(value: float, num_examples: int = 500, steps: int = 50, **protocol: Any) -> dict[str, Any]:
+    """A likelihood, computed when samples were drawn in so many steps."""
+    card = {"num_samples": None, "split": "test", "num_examples": num_examples, "of": "x"} | protocol
+    measured = drawn(value, steps, **card)
+    del measured["card"]["num_samples"]
+    return measured
+
+
+def test_steps_of_samples_are_nothing_to_the_likelihoods_of_the_run(folder):
+    folder.run("a", "flow", fd=drawn(1.0, steps=10), kd=drawn(1.0, steps=10), log_likelihood=scored(-2.0, steps=50))
+    folder.run("b", "flow", seed=1, fd=drawn(2.0, steps=10), kd=drawn(1.0, steps=10), log_likelihood=scored(-3.0, steps=10))
+    folder.run("c", "vae", fd=1.5, kd=1.0, log_likelihood=scored(-2.0))
+    said = folder.compare()
+    assert said.code == 0, said.text
+    assert "1.50 ± 0.71 (2)" in said.text
+    assert "-2.50 ± 0.71 (2)" in said.text
+
+
+def test_likelihoods_by_other_solvers_are_not_in_one_row(folder):
+    folder.run("a", "flow", fd=drawn(1.0, steps=10), log_likelihood=scored(-2.0))
+    coarse = of_weights(scored(-3.0), settings=STEERED | {"likelihood": {"solver": "heun", "steps": 3}})
+    folder.run("b", "flow", seed=1, fd=drawn(2.0, steps=10), log_likelihood=coarse)
+    said = folder.compare()
+    assert said.code == 1
+    assert "log_likelihood of flow" in said.text
+    assert 'its likelihood settings are {"likelihood":{"solver":"heun","steps":3}}, the row\'s are' in said.text
+    assert "fd of flow" not in said.text
+
+
+def test_the_command_says_the_steps_that_the_row_was_drawn_in(folder):
+    for seed in range(2):
+        folder.run(f"flow-{seed}", "flow", seed, fd=drawn(1.0 + seed, steps=50), log_likelihood=scored(-1.0))
+    odd = folder.run("flow-2", "flow", 2, fd=drawn(9.0, steps=10), log_likelihood=scored(-1.0, steps=10))
+    said = folder.compare()
+    assert said.code == 1
+    assert f"measure it again: python -m src.evaluate run={odd} evaluation.steps=50\n" in said.text
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "told"),
+    [
+        ({}, {}, "evaluation.num_likelihood_examples=500"),
+        ({"examples": "evenly spread"}, {"examples": "evenly spread"}, "metric.iw_bound.num_examples=500"),
+        ({"examples": "evenly spread"}, {"examples": "all"}, "metric.iw_bound.num_examples=null"),
+    ],
+    ids=str,
+)
+def test_the_command_says_of_how_many_examples_a_likelihood_is(folder, given, wanted, told):
+    folder.run("a", iw_bound=scored(-2.0, **wanted))
+    odd = folder.run("b", "gan", iw_bound=scored(-3.0, num_examples=100, **given))
+    text = folder.compare().text
+    assert "its num_examples is 100, the column's is 500" in text
+    assert f"measure it again: python -m src.evaluate run={odd} {told}\n" in text
+
+
+# latents of several autoencoders
+
+
+def on_latents(folder: Folder, name: str, seed: int, of: int, value: float, lr: float = 0.1, **costs: Any) -> Path:
+    """A run with this seed on the latents of an autoencoder of seed `of`."""
+    about = {"run": f"outputs/{name}", "sha256": name, "seed": of, "model": {"dim": 2}, "training": {"optim": {"lr": lr}}}
+    inner = Folder(folder.path, rest={"autoencoder": about | {"costs": {"training_seconds": float(of)}}})
+    run = inner.run(name, "latent", seed, fd=value)
+    if costs:
+        results = json.loads((run / "results.json").read_text())
+        write(run / "results.json", results | {"costs": costs})
+    return run
+
+
+def test_autoencoders_that_differ_in_the_seed_alone_give_one_row(folder):
+    for seed, value in enumerate((1.0, 2.0, 3.0)):
+        on_latents(folder, f"own-{seed}", seed=seed, of=seed, value=value)
+    folder.seeds("vae", [2.0, 3.5, 4.0])
+    comparison = compare_runs([folder.path])
+    assert [len(row.runs) for row in comparison.rows] == [3, 3]
+    assert comparison.verdicts[0].num_seeds == 3
+    on_latents(folder, "longer", seed=0, of=0, value=9.0, lr=0.2)
+    assert [row.label for row in compare_runs([folder.path]).rows if row.model == "latent"] == [
+        "latent on digits autoencoder.training.optim.lr=0.2",
+        "latent on digits autoencoder.training.optim.lr=0.1",
+    ]
+
+
+def test_runs_of_one_seed_go_by_the_seeds_of_their_autoencoders(folder):
+    for of in range(3):
+        on_latents(folder, f"of-{of}", seed=0, of=of, value=1.0 + of)
+    (row,) = compare_runs([folder.path]).rows
+    assert [run.seed for run in row.runs] == [0, 1, 2]
+    on_latents(folder, "again", seed=0, of=1, value=5.0)
+    comparison = compare_runs([folder.path])
+    assert len(comparison.rows[0].runs) == 3
+    assert "is a later run of the same config and seed" in comparison.left_out[0]
+
+
+def test_where_both_seeds_vary_freely_each_autoencoder_is_a_row(folder):
+    for seed in range(2):
+        for of in range(2):
+            on_latents(folder, f"{seed}-{of}", seed, of, value=1.0 + seed + 10 * of)
+    rows = compare_runs([folder.path]).rows
+    assert [row.label for row in rows] == ["latent on digits autoencoder.seed=0", "latent on digits autoencoder.seed=1"]
+    assert [[run.seed for run in row.runs] for row in rows] == [[0, 1], [0, 1]]
+
+
+def test_training_of_the_autoencoder_is_part_of_the_costs(folder):
+    before = {"parameters": 10, "training_seconds": 300.0, "training_device": "GPU"}
+    costs = {"parameters": 15, "training_seconds": 20.0, "training_device": "CPU", "autoencoder": before}
+    on_latents(folder, "a", seed=0, of=0, value=1.0, **costs)
+    on_latents(folder, "b", seed=0, of=0, value=1.0, lr=0.2, parameters=15, training_seconds=20.0)
+    folder.run("vae", fd=1.0)
+    comparison = compare_runs([folder.path])
+    found = {(cost.name, cost.unit): cost.values for cost in comparison.costs}
+    assert found["training", "s"] == ((320.0,), (20.0,), ())
+    assert found["of it the autoencoder's", "s"] == ((300.0,), (), ())
+    first, second, _ = (row.label for row in comparison.rows)
+    assert f"training of {first}: 20 s, after 300 s of its autoencoder: 320 s in all" in comparison.about_costs
+    assert f"training of {second}: without that of its autoencoder, which is not known" in comparison.about_costs
+    assert f"training of the autoencoder on GPU: {first}" in comparison.about_costs
 
 
 # verdicts

@@ -4,16 +4,20 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from src.core.batch import Batch
 from src.core.errors import NotApplicable, UserError
 from src.core.protocols import CanInpaint, CanSample, CanWeigh, HasBaseline, HasPrior
 from src.core.rng import SampleNoise
+from src.core.views import Viewer
 from src.metrics.likelihood import BaselineLogLikelihood, Bound, BoundBitsPerDim, ImportanceWeightedBound, PriorMonteCarlo
 from src.models.completion import CompletionVAE, known_quadrants
 from src.networks.mlp import MLP
 from src.objectives.likelihoods import Bernoulli
+from src.sample_files import SampleFiles
+from src.sample_pictures import PICTURES_OF_GIVEN, Given
 from tests.examples import image_spec
 from tests.measuring import make_inputs
 
@@ -116,6 +120,26 @@ def test_it_completes_the_images_it_was_made_for_and_refuses_others():
         assert torch.equal(model.inpaint(x, left, generator=SampleNoise(0))[left], x[left])
         with pytest.raises(NotApplicable, match="it completes images of which the left half is known"):
             model.inpaint(x, ~left)
+
+
+@pytest.mark.parametrize(
+    ("num_known", "words"), [(1, "the lower left"), (2, "the left half"), (3, "all but the upper right")]
+)
+def test_picture_of_completions_has_the_models_own_mask_unless_another_is_asked_for(tmp_path, num_known, words):
+    model, x = small_model(num_known), images(4)
+    spec, viewer = image_spec((1, 8, 8), "binary_static"), Viewer(model, 0, batch_size=100)
+    files = SampleFiles(tmp_path, spec, lambda: None, is_of_run=False)
+    given = Given(viewer, files, lambda n: Batch(x[:n]), spec, None)
+    config = OmegaConf.create({"n": 3, "row_length": 5, "known": None})
+    said = PICTURES_OF_GIVEN["inpainting"](given, config)
+    assert said == f"inpainting.png with {words} of 3 test images, 3 completions of each, and the image,"
+    mask, _ = viewer.own_mask()
+    assert torch.equal(mask, known_quadrants(8, 8, num_known)[None])
+    drawn = viewer.completions(Batch(x), mask, 2, blank=0.0)
+    assert torch.equal(drawn[..., mask], x[:, None].expand(-1, 4, -1, -1, -1)[..., mask])
+    config.known = "bottom"
+    with pytest.raises(NotApplicable, match=rf"images of which {words} is known, and no others \(known=null\)"):
+        PICTURES_OF_GIVEN["inpainting"](given, config)
 
 
 def test_other_numbers_of_quadrants_are_refused():

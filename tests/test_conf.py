@@ -71,7 +71,10 @@ def test_own_targets_take_no_arbitrary_keywords(group, name):
 CHANGES_NOTHING = {("schedule", "cosine"), ("schedule", "linear")}  # until it is told what
 
 
-@options_of([one for one in BUILT if one[0] not in PREPARES_DATA and one not in CHANGES_NOTHING])
+NEEDS_FILES = {("tokenizer", "pretrained")}
+
+
+@options_of([one for one in BUILT if one[0] not in PREPARES_DATA and one not in CHANGES_NOTHING | NEEDS_FILES])
 def test_option_builds(group, name):
     for node in plain_nodes(group, name):
         built = build(node)
@@ -89,7 +92,7 @@ def test_options_chosen_as_a_list_are_all_kept(group):
     assert set(compose_config(f"{group}=[{','.join(names)}]")[group]) == set(names)
 
 
-ONLY_IF_CHOSEN = {"iw_bound_5000", "prior_mc_100"}  # they take minutes
+ONLY_IF_CHOSEN = {"iw_bound_5000", "path_energy", "prior_mc_100", "bleu", "chrf", "rouge_l"}  # minutes, or say little
 
 
 @pytest.mark.parametrize("root", ["config", "evaluate"])
@@ -108,6 +111,14 @@ def test_every_option_can_be_chosen(group):
     user = {"prior": "cvae", "dequantization": "flow_image"}.get(group, "dcgan" if group in of_games else "vae")
     for name in options(group):
         assert compose_config(f"model={user}", f"{group}={name}")
+
+
+@pytest.mark.parametrize("group", ["coupling", "path", "source"])
+def test_every_part_of_flow_matching_can_be_chosen(group):
+    for name in options(group):
+        config = compose_config("model=flow_matching", f"{group}={name}")
+        assert list(nodes(OmegaConf.to_container(config[group])))
+        assert config.evaluation.checkpoint == ("last" if name == "optimal_transport" else "auto")
 
 
 @pytest.mark.parametrize("name", options("model"))

@@ -30,11 +30,22 @@ from src.core.rng import Noise, SampleNoise, StreamNoise
 from src.core.spec import CONTINUOUS, DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
-from tests.configs import compose_config, is_of_another, load_option, options, parts, small, target
-from tests.examples import RepeatingNoise, image_data, token_spec, vector_spec
+from tests.configs import (
+    compose_config,
+    is_of_another,
+    is_of_tokens,
+    is_of_waveforms,
+    load_option,
+    options,
+    parts,
+    small,
+    target,
+)
+from tests.examples import RepeatingNoise, image_data, image_spec, token_data, token_spec, vector_spec
 
 MODELS = options("model")
 SHAPES = {"grey8": (1, 8, 8), "colour16": (3, 16, 16)}
+WAVEFORM = (1, 64)  # instead, for models of waveforms
 NUM_CLASSES = 3
 NUM_SAMPLES = 6
 
@@ -58,7 +69,7 @@ def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfi
 
 
 class Setting:
-    """A model's config, and random images that suit its likelihood.
+    """A model's config, and random images that suit its likelihood, or random tokens for a model of them.
 
     Args:
         name, config: the model.
@@ -80,7 +91,9 @@ class Setting:
         accepts = get_object(likelihood["_target_"]).accepts if likelihood else (DISCRETE,)
         self._name = name
         self._autoencoder = is_of_another(name)
-        self._data = image_data(shape, values or accepts[0], num_classes)
+        of_tokens = is_of_tokens(name)
+        shape = WAVEFORM if is_of_waveforms(name) else shape
+        self._data = token_data(num_classes) if of_tokens else image_data(shape, values or accepts[0], num_classes)
         self.spec = self._data.spec
 
     def model(self, seed: int = 0) -> nn.Module:
@@ -173,7 +186,8 @@ every_trained_by_gradients = pytest.mark.parametrize(
 )
 every_adversarial = pytest.mark.parametrize("name", models_with("discriminator_loss"))
 every_trained_by_maximization = pytest.mark.parametrize("name", models_with("maximize"))
-every_density = pytest.mark.parametrize("name", models_with("log_prob"))
+every_density = pytest.mark.parametrize("name", [name for name in models_with("log_prob") if not is_of_tokens(name)])
+every_other_than_of_tokens = pytest.mark.parametrize("name", [name for name in MODELS if not is_of_tokens(name)])
 every_sampler = pytest.mark.parametrize("name", models_with("sample"))
 every_encoder = pytest.mark.parametrize("name", models_with("encode"))
 
@@ -201,7 +215,7 @@ def test_loss_needs_no_generator(setting):
 @every_model
 def test_repeating_every_example_leaves_the_mean_losses_unchanged(setting):
     batch = setting.batch()
-    twice = Batch(batch.x.repeat(2, 1, 1, 1), batch.condition.repeat(2))
+    twice = Batch(torch.cat([batch.x, batch.x]), batch.condition.repeat(2))
     once_terms, twice_terms = (losses(setting.model(), some, RepeatingNoise(len(batch))) for some in (batch, twice))
     for (_, expected), (_, terms) in zip(once_terms, twice_terms, strict=True):
         for term in expected:
@@ -364,6 +378,48 @@ def test_same_noise_gives_another_sample_for_each_class(name):
     assert min(differences) > 1e-6
 
 
+may_have_a_mixture_for_each_class = pytest.mark.parametrize(
+    "name", [name for name in models_with("maximize") if not is_conditional(name)]
+)
+
+
+def told_the_classes(name: str, num_classes: int = NUM_CLASSES) -> Setting:
+    """As by `model=NAME model.conditional=true`."""
+    config = copy.deepcopy(composed(name))
+    config.model.conditional = True
+    return Setting(name, config, num_classes=num_classes)
+
+
+@may_have_a_mixture_for_each_class
+def test_model_that_is_told_the_classes_trains_and_draws_another_sample_for_each(name):
+    setting = told_the_classes(name)
+    model = setting.model()
+    assert model.is_conditional
+    for _, terms in losses(model, setting.batch(), SampleNoise(0)):
+        assert terms["loss"].isfinite().all()
+    x = model.eval().sample(NUM_CLASSES, torch.arange(NUM_CLASSES), generator=RepeatingNoise(period=1))
+    differences = [(x[i] - x[j]).abs().max() for i, j in itertools.combinations(range(NUM_CLASSES), 2)]
+    assert min(differences) > 1e-6
+    together, apart = setting.samples(model), setting.samples(model, batch_size=4)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+
+
+@may_have_a_mixture_for_each_class
+def test_model_that_is_told_the_classes_refuses_unlabelled_data(name):
+    with pytest.raises(UserError, match=r"needs labelled data; data=made_up(-latents)? has no labels"):
+        told_the_classes(name, num_classes=0).model()
+
+
+@may_have_a_mixture_for_each_class
+def test_maximization_in_every_class_lowers_the_objective(name):
+    setting = told_the_classes(name)
+    model, batch = setting.model(), setting.batch()
+    before = losses(model, batch, SampleNoise(0))[0][1]["loss"].mean()
+    model.maximize()
+    assert not model.statistics.any()
+    assert model.negative_log_likelihood(batch, generator=SampleNoise(0))["loss"].mean() < before
+
+
 def needs_labels(name: str) -> bool:
     return is_conditional(name) or name in models_with("classify")
 
@@ -382,19 +438,26 @@ def test_any_other_model_needs_no_labels(name):
     assert all(terms["loss"].isfinite().all() for _, terms in losses(setting.model(), batch))
 
 
-@every_model
+@every_other_than_of_tokens
 def test_model_refuses_tokens_and_names_the_data(name):
     with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up gives tokens"):
         build_model(composed(name).model, token_spec(), name)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if is_of_tokens(name)])
+def test_model_of_tokens_refuses_images_and_names_the_data(name):
+    with pytest.raises(UserError, match=f"model={name} with data=made_up: .* data=made_up gives image"):
+        build_model(composed(name).model, image_spec(SHAPES["grey8"], DISCRETE), name)
+
+
 def uses_images_only(config: DictConfig) -> bool:
     networks = OmegaConf.to_yaml(config.model, resolve=True)
     of_images = ("convolutional", "code_grids", "classifier", "residual", "norm_free", "style", "unet", "coupling_flow")
+    of_images = (*of_images, "convolutional_1d")
     return any(f"src.networks.{module}." in networks for module in of_images) or "src.models.completion." in networks
 
 
-@every_model
+@every_other_than_of_tokens
 def test_model_trains_on_vectors_or_refuses_them_by_name(name):
     config = composed_with(name, "gaussian") if "likelihood" in composed(name) else composed(name)
     spec = vector_spec(5, NUM_CLASSES)

@@ -131,6 +131,18 @@ def test_costs_in_words():
     assert costs_in_words(costs | {"training_seconds": None, "sampling": None}) == "1,234 parameters"
 
 
+def test_costs_in_words_name_what_the_autoencoder_cost_before():
+    costs = costs_to_json(
+        Plain(), (60.0, "here"), None, {}, {"parameters": 3, "training_seconds": 300.0} | {"training_device": "there"}
+    )
+    words = (
+        "8 parameters, 3 of them the autoencoder's; training took 60 s on here after 300 s of the autoencoder's on there"
+    )
+    assert costs_in_words(costs) == f"{words}, 360 s in all"
+    costs["autoencoder"]["training_seconds"] = None
+    assert costs_in_words(costs).endswith("training took 60 s on here, without that of the autoencoder, which is not known")
+
+
 def test_same_samples_with_a_meter():
     model = nn.Module()
     model.is_conditional = False

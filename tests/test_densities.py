@@ -15,6 +15,7 @@ from src.core.density import Density, Entropy, entropy_by_draws, entropy_on_grid
 from src.core.errors import NotApplicable, UserError
 from src.core.mixture import GaussianMixtureDensity, IsotropicMixture
 from src.core.rng import Noise, SampleNoise
+from src.core.spec import OwnUnits
 from src.data.gaussian_mixtures import random_mixture
 from src.data.planar import Checkerboard, two_moons
 from src.metrics.metric import HELD_OUT, LOWER, NOISE, Inputs
@@ -233,6 +234,20 @@ def test_wasserstein_stands_between_real_against_real_and_noise():
     assert {"num_samples": 400, "num_reference": 400, "reference_split": "test"}.items() <= found.card.items()
 
 
+def test_wasserstein_of_a_table_says_that_its_columns_are_standardized():
+    inputs = _sets(_points(400, 7))
+    own = OwnUnits(("height", "age"), (1.0, 2.0), (3.0, 400.0))
+    plain, of_table = (make_metric("wasserstein").measure(some) for some in (inputs, _with_own_units(inputs, own)))
+    assert of_table.value == plain.value
+    assert of_table.unit == "standardized units"
+    assert of_table.card.pop("units") == "each column less its mean, over its standard deviation, both of the training rows"
+    assert of_table.card == plain.card
+
+
+def _with_own_units(inputs: Inputs, own: OwnUnits) -> Inputs:
+    return replace(inputs, spec=replace(inputs.spec, own_units=own))
+
+
 def test_wasserstein_takes_no_more_points_than_it_is_told_on_all_sides():
     found = make_metric("wasserstein", num_points=50).measure(_sets(_points(400, 7)))
     assert {found.card["num_samples"], *(anchor.count for anchor in found.anchors.values())} == {50}
@@ -270,7 +285,7 @@ def _moons_by_simpson(x: np.ndarray, noise: float) -> float:
     return most + math.log(total / (2 * math.pi)) - math.log(2 * math.pi * noise**2)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.1])
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("reach", [0, 5, 20])
 def test_density_of_the_moons_is_right_to_a_millionth_and_far_from_them(tmp_path, noise, reach):
     density = two_moons(str(tmp_path), noise, 1.0, 0.0, 2, 2, 2).density

@@ -16,6 +16,7 @@ DATA_ROOT = Path(os.environ.get("DATA_ROOT", "data"))
 
 pytestmark = pytest.mark.slow
 has_mnist = (DATA_ROOT / "MNIST" / "raw").is_dir()
+has_shakespeare = (DATA_ROOT / "tinyshakespeare" / "input.txt").is_file()
 needs_cifar10 = pytest.mark.skipif(
     not (DATA_ROOT / "cifar10" / "test.zip").is_file(), reason=f"no cifar10/test.zip under {DATA_ROOT}; set DATA_ROOT"
 )
@@ -46,11 +47,23 @@ PROMISES: dict[str, tuple[str, Callable[[dict], bool]]] = {
     "two_moons_flow_matching": ("forward_kl", lambda entry: entry["value"] <= 0.05),
     "checkerboard_flow": ("forward_kl", lambda entry: entry["value"] <= 0.15),
     "checkerboard_flow_matching": ("forward_kl", lambda entry: entry["value"] <= 0.15),
+    "mnist_iwae": ("iw_bound_5000", lambda entry: entry["value"] >= -94.5),  # with k = 5
+    "mnist_flow": ("bound_bits_per_dim", lambda entry: entry["value"] <= 1.5),
+    "mnist_quadrants": ("iw_bound_5000", lambda entry: entry["value"] >= -75),  # the baseline: -104.3
+    "mnist_families": ("fd", lambda entry: entry["value"] <= 350),  # vae, of its families
+    "shakespeare_nanogpt": ("estimated_nats", lambda entry: abs(entry["value"] - 1.886) <= 0.03),
+    "shakespeare_gpt2": ("estimated_nats", lambda entry: abs(entry["value"] - 1.886) <= 0.05),  # as shakespeare_nanogpt
+    "shakespeare_lstm": ("nats_per_token", lambda entry: entry["value"] < 1.669),  # a 5-gram's
+    "shakespeare_transformer": ("nats_per_token", lambda entry: entry["value"] < 1.669),
+    "eight_gaussians_to_moons": ("wasserstein", lambda entry: entry["value"] <= 0.45),
 }
 OF_GPU: dict[str, tuple[str, Callable[[dict], bool]]] = {  # hours on one
     "stacked_mnist_dcgan": ("modes_covered", lambda entry: entry["value"] < 300),
     "stacked_mnist_pacgan": ("modes_covered", lambda entry: entry["value"] >= 999),
     "stacked_mnist_r3gan": ("modes_covered", lambda entry: entry["value"] >= 999),
+    "mnist_flow_single_scale": ("bound_bits_per_dim", lambda entry: entry["value"] <= 1.10),
+    "mnist_flow_multi_scale": ("bound_bits_per_dim", lambda entry: entry["value"] <= 1.05),
+    "shakespeare_gpu": ("nats_per_token", lambda entry: entry["value"] <= 1.50),
     "cifar10_sngan": ("fid", lambda entry: entry["value"] <= 18),
     "cifar10_projection_gan": ("fid", lambda entry: entry["value"] <= 12),
     "cifar10_stylegan2": ("fid", lambda entry: entry["value"] <= 6),
@@ -59,6 +72,7 @@ OF_GPU: dict[str, tuple[str, Callable[[dict], bool]]] = {  # hours on one
 _WIDTH = ("generator.width=32", "discriminator.width=32")
 _MAX_WIDTH = ("generator.max_width=64", "discriminator.max_width=64")
 NARROW = {  # for steps on a CPU
+    "shakespeare_gpu": ("network.width=48", "data.context=32", "trainer.accelerator=cpu", "trainer.precision=32-true"),
     "cifar10_sngan": _WIDTH,
     "cifar10_projection_gan": _WIDTH,
     "cifar10_stylegan2": (*_WIDTH, *_MAX_WIDTH),
@@ -66,6 +80,8 @@ NARROW = {  # for steps on a CPU
     "stacked_mnist_dcgan": _WIDTH,
     "stacked_mnist_pacgan": _WIDTH,
     "stacked_mnist_r3gan": (*_WIDTH, *_MAX_WIDTH),
+    "mnist_flow_single_scale": ("network.widths=[8]",),
+    "mnist_flow_multi_scale": ("network.widths=[8,8]",),
 }
 
 
@@ -79,8 +95,7 @@ def test_an_experiment_for_a_gpu_takes_fifty_steps_with_narrow_networks(
 ) -> None:
     if experiment.startswith("cifar10") and not (DATA_ROOT / "cifar10" / "train.zip").is_file():
         pytest.skip(f"no cifar10/train.zip under {DATA_ROOT}; set DATA_ROOT")
-    if not experiment.startswith("cifar10") and not has_mnist:
-        pytest.skip(f"no MNIST under {DATA_ROOT}; set DATA_ROOT")
+    skip_without_data(experiment)
     data: tuple[str, ...] = (f"data.root={DATA_ROOT}",)
     if experiment.startswith("cifar10"):  # the JPEG copies of it
         data = ("data=image_folder", f"data.path={DATA_ROOT / 'cifar10' / 'train.zip'}", "~data.num_val")
@@ -109,10 +124,27 @@ def test_an_experiment_keeps_its_promise(experiment: str, tmp_path: Path, cache:
     keep_promise(experiment, PROMISES[experiment], tmp_path, cache)
 
 
+def test_independent_pairs_make_paths_that_one_step_cannot_follow(tmp_path: Path, cache: Path) -> None:
+    told = ("experiment=eight_gaussians_to_moons", "coupling=independent", f"data.cache={cache}")
+    said = call("train", *told, f"hydra.run.dir={tmp_path / 'run'}")
+    assert said.code == 0, said.text
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert found["wasserstein"]["value"] >= 1.5
+    assert found["path_energy"]["value"] >= 2 * 6.84  # of pairs by optimal transport
+
+
+def skip_without_data(experiment: str) -> None:
+    if experiment.startswith("shakespeare"):
+        if not has_shakespeare:
+            pytest.skip(f"no tinyshakespeare/input.txt under {DATA_ROOT}; set DATA_ROOT")
+    elif not experiment.startswith("cifar10") and not has_mnist:
+        pytest.skip(f"no MNIST under {DATA_ROOT}; set DATA_ROOT")
+
+
 def keep_promise(experiment: str, promise: tuple[str, Callable[[dict], bool]], tmp_path: Path, cache: Path) -> None:
     is_downloaded = "root" in compose_config(f"experiment={experiment}").data
-    if is_downloaded and not has_mnist:
-        pytest.skip(f"no MNIST under {DATA_ROOT}; set DATA_ROOT")
+    if is_downloaded:
+        skip_without_data(experiment)
     folder = tmp_path / "run"
     said = call(
         "train",

@@ -355,6 +355,165 @@ def test_density_beside_axes_integrates_to_one():
     assert float(density.sum()) * cell == pytest.approx(1, abs=1e-3)
 
 
+# --- a mixture for each class ------------------------------------------------------------------------------------------
+
+
+def labelled(count: int = 600, num_classes: int = 3, seed: int = 0) -> Batch:
+    """Clouds, of which each class has its own, in no order, `(N, D)` and `(N,)`."""
+    condition = (StreamNoise(seed + 1).uniform((count,), torch.zeros(())).square() * num_classes).long()  # of several sizes
+    x = torch.empty(count, DIM)
+    for k in range(num_classes):
+        x[condition == k] = clouds(count, seed=seed + 10 * k)[condition == k] + 3 * k
+    return Batch(x, condition)
+
+
+def conditional(data: Batch, num_classes: int = 3, num_components: int = 2, **keys: object) -> GaussianMixture:
+    model = GaussianMixture(vector_spec(DIM, num_classes), num_components, conditional=True, **keys)
+    model.prepare(lambda: parts_of(data), generator=StreamNoise(0))
+    return model
+
+
+def parts_of(data: Batch, size: int = 250) -> list[Batch]:
+    return [Batch(*part) for part in zip(data.x.split(size), data.condition.split(size), strict=True)]
+
+
+def own_part(model: GaussianMixture, k: int) -> GaussianMixture:
+    """The components of one class as a mixture of their own."""
+    own, single = model._components(k), GaussianMixture(vector_spec(DIM), model._num_components, model._covariance.in_words)
+    single._set(Gaussians(model.log_weights[own], model.means[own], model.factors[own]))
+    single.centre.copy_(model.centre)
+    return single
+
+
+@KINDS
+@pytest.mark.parametrize("values", [None, 64], ids=["at once", "in parts"])
+def test_of_each_class_it_is_scikit_learns_mixture_of_the_examples_of_that_class(kind, values, monkeypatch):
+    if values:
+        monkeypatch.setattr(gaussian_mixture, "_CACHED_VALUES", values)
+    data = labelled()
+    model = conditional(data, covariance=kind, **MAXIMUM_LIKELIHOOD)
+    members = [data.x[data.condition == k] for k in range(3)]
+    theirs = [scikit_learns(own_part(model, k), members[k], num_iterations=5) for k in range(3)]
+    for _ in range(5):
+        for part in parts_of(data):
+            model.accumulate(part)
+        model.maximize()
+    for k in range(3):
+        ours = model.log_prob(members[k], torch.full((len(members[k]),), k))
+        np.testing.assert_allclose(ours.numpy(), theirs[k].score_samples(members[k].double().numpy()), rtol=0, atol=1e-6)
+        weights = model.log_weights[model._components(k)].exp()
+        np.testing.assert_allclose(weights.numpy(), theirs[k].weights_, rtol=0, atol=1e-9)
+    in_order = torch.cat([model.log_prob(data.x[i : i + 1], data.condition[i : i + 1]) for i in range(20)])
+    torch.testing.assert_close(in_order, model.log_prob(data.x, data.condition)[:20])
+
+
+@pytest.mark.parametrize("keys", [{}, {"minibatch": True}, {"num_pca": 2}], ids=["full", "minibatch", "axes"])
+def test_one_class_is_no_class(keys):
+    x = clouds()
+    told, plain = (
+        GaussianMixture(vector_spec(DIM, 1), NUM_COMPONENTS, conditional=is_told, **keys) for is_told in (True, False)
+    )
+    for model in (told, plain):
+        model.prepare(lambda: parts_of(Batch(x, torch.zeros(len(x), dtype=torch.int64))), generator=StreamNoise(0))
+        for part in parts_of(Batch(x, torch.zeros(len(x), dtype=torch.int64))):
+            model.accumulate(part)
+            if model.maximizes_every_batch:
+                model.maximize()
+        if not model.maximizes_every_batch:
+            model.maximize()
+    torch.testing.assert_close(told.log_prob(x, torch.zeros(len(x), dtype=torch.int64)), plain.log_prob(x))
+
+
+@KINDS
+def test_samples_of_a_class_have_the_moments_of_its_mixture(kind):
+    model = conditional(labelled(), covariance=kind)
+    condition = torch.arange(60_000) % 3
+    drawn = model.sample(len(condition), condition, generator=StreamNoise(0)).double() - model.centre
+    for k in range(3):
+        part = own_part(model, k)
+        weights, covariances = part.log_weights.exp(), precisions(part).inverse()
+        mean = weights @ part.means
+        off = part.means - mean
+        expected = torch.tensordot(weights, covariances + off[:, :, None] * off[:, None, :], 1)
+        scale = float(expected.diagonal().max())
+        own = drawn[condition == k]
+        torch.testing.assert_close(own.mean(0), mean, rtol=0, atol=0.04 * math.sqrt(scale))
+        torch.testing.assert_close(torch.cov(own.T), expected, rtol=0, atol=0.05 * scale)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_a_class_that_was_not_seen_stays_as_it_is(share):
+    data = labelled()
+    model = conditional(data, **MAXIMUM_LIKELIHOOD)
+    before = {k: own_part(model, k) for k in range(3)}
+    is_seen = data.condition != 1
+    model.accumulate(Batch(data.x[is_seen], data.condition[is_seen]))
+    model.maximize(share)
+    for k, part in before.items():
+        after = own_part(model, k)
+        assert torch.allclose(after.means, part.means, rtol=1e-9) == (k == 1)
+        assert torch.allclose(precisions(after), precisions(part), rtol=1e-6) == (k == 1)
+        assert float(after.log_weights.exp().sum()) == pytest.approx(1)
+
+
+def test_a_lost_component_takes_half_of_the_heaviest_of_its_class():
+    data = labelled()
+    model = conditional(data, num_components=3)
+    with torch.no_grad():
+        model.means[4] += 1e4
+    others = [own_part(model, k) for k in (0, 2)]
+    model.accumulate(data)
+    assert model.maximize()["components_lost"] == 1
+    own = data.x[data.condition == 1].double() - model.centre
+    assert float(model.log_weights[4].exp()) > 0.1
+    assert float((model.means[4] - own.mean(0)).norm()) < 3 * float(own.std(0).norm())
+    assert all(torch.isfinite(own_part(model, k).log_weights).all() for k in range(3))
+    assert len(others) == 2
+
+
+def test_a_class_of_one_example_is_no_trouble():
+    data = labelled()
+    x, condition = data.x[data.condition != 2], data.condition[data.condition != 2]
+    data = Batch(torch.cat([x, data.x[data.condition == 2][:1]]), torch.cat([condition, torch.tensor([2])]))
+    model = conditional(data, num_components=1, minibatch=True)
+    for part in parts_of(data, 40):
+        model.accumulate(part)
+        model.maximize()
+    assert model.log_prob(data.x, data.condition).isfinite().all()
+    assert float(model.log_weights[2]) == pytest.approx(0)
+
+
+def test_minibatches_of_classes_come_near_to_what_all_examples_give():
+    data = labelled(1500)
+    full, online = (conditional(data, minibatch=minibatch, **MAXIMUM_LIKELIHOOD) for minibatch in (False, True))
+    for i in range(10):
+        full.accumulate(data)
+        full.maximize()
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(i))
+        for part in parts_of(Batch(data.x[order], data.condition[order]), 100):
+            online.accumulate(part)
+            online.maximize()
+    best, near = (float(model.log_prob(data.x, data.condition).mean()) for model in (full, online))
+    assert near > best - 0.02
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_components", "sentence"),
+    [
+        (
+            4,
+            2,
+            r"there are no training examples of class class 3; model\.conditional=true needs some of every class",
+        ),
+        (3, 500, r"model\.num_components=500 must be at most \d+, the number of training examples of class class 0"),
+        (0, 2, r"needs labelled data"),
+    ],
+)
+def test_classes_that_cannot_have_a_mixture_are_refused(num_classes, num_components, sentence):
+    with pytest.raises(UserError, match=sentence):
+        conditional(labelled(), num_classes, num_components)
+
+
 # --- samples, levels, starts ------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,24 @@ def test_card_says_what_the_likelihood_is_of(metric, model, given_classes):
     assert metric.measure(make_inputs(given_classes)).card["of"] == "x given its class"
 
 
+class CountsItsWork(Scores):
+    """Says that it takes seven evaluations for an example."""
+
+    num_likelihood_evaluations = 100  # of before
+
+    def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
+        self.num_likelihood_evaluations += 7 * len(x)
+        return super().log_prob(x)
+
+
+def test_card_says_how_many_evaluations_a_likelihood_takes():
+    inputs = make_inputs(CountsItsWork(), x=random_images(25))
+    for metric in (LogLikelihood(), BitsPerDim()):  # computed once for both
+        assert metric.measure(inputs).card["evaluations_per_example"] == 7
+    assert inputs.model.num_likelihood_evaluations == 100 + 7 * 25
+    assert "evaluations_per_example" not in LogLikelihood().measure(make_inputs(Scores(), x=random_images(25))).card
+
+
 def test_card_names_the_seed_where_it_matters_and_no_quantisation():
     inputs = make_inputs(NoisyBound(), x=random_images(25), seed=7)
     cards = [metric.measure(inputs).card for metric in (Bound(), BoundBitsPerDim(), TestLoss())]

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from src.core.protocols import (
     CanSample,
     CanScore,
     CountsEvaluations,
+    CountsLikelihoodEvaluations,
+    HasPaths,
     HasSettings,
     NeedsPreparation,
     Trainable,
@@ -196,12 +198,26 @@ def test_held_out_loss_looks_at_a_time_of_each_quarter_and_has_the_training_loss
     assert [set((4 * t).long().tolist()) for _, t, _ in model.network.asked] == [{0}, {1}, {2}, {3}]
 
 
-def test_loss_of_an_example_depends_on_it_and_its_noise_alone():
-    model = flow_matching(vector_spec(2))
+@pytest.mark.parametrize("coupling", [Independent(), OptimalTransport()])
+def test_held_out_loss_of_an_example_depends_on_it_and_its_noise_alone(coupling):
+    model = flow_matching(vector_spec(2), coupling=coupling)
     x = normal(6, 2)
     together = model.loss(Batch(x), generator=SampleNoise(0))["loss"]
     apart = [model.loss(Batch(x[i : i + 1]), generator=SampleNoise(0, i))["loss"] for i in range(6)]
     torch.testing.assert_close(torch.cat(apart), together)
+
+
+@torch.no_grad()
+def test_optimal_transport_pairs_in_training_and_says_that_it_does_not_in_evaluation():
+    """A field of zeros has the mean squared distance of the pairs as its loss."""
+    model = flow_matching(vector_spec(2), coupling=OptimalTransport(), standardize=False)
+    model.network = Remembers()
+    batch = Batch(normal(256, 2, seed=3))
+    held_out = float(model.loss(batch, generator=SampleNoise(0))["loss"].mean())
+    trained = float(model.train().loss(batch, generator=SampleNoise(0))["loss"].mean())
+    assert held_out == pytest.approx(2, abs=0.3)
+    assert trained < 0.2
+    assert "independent pairs in evaluation" in model.objective
 
 
 def test_objective_says_what_its_value_depends_on():
@@ -234,10 +250,12 @@ def test_capabilities(kind):
         CanInpaint,
         HasSettings,
         CountsEvaluations,
+        CountsLikelihoodEvaluations,
         CanBeSteered,
         Trainable,
     ):
         assert isinstance(model, one), one
+    assert isinstance(model, HasPaths) == (kind is flow_matching)
     assert isinstance(model, NeedsPreparation)
     assert not isinstance(model, CanEncode)
 
@@ -248,6 +266,17 @@ def test_samples_do_not_depend_on_their_batch(kind, sampler):
     model = kind(vector_spec(3, 3), sampler=sampler, conditional=True)
     together = model.sample(7, classes(7), generator=SampleNoise(0))
     apart = [model.sample(1, classes(7)[i : i + 1], generator=SampleNoise(0, i)) for i in range(7)]
+    torch.testing.assert_close(torch.cat(apart), together, rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+@pytest.mark.parametrize("size", [1, 3])
+def test_steps_by_the_error_do_not_depend_on_the_batch_either(kind, size):
+    """Rounding errors differ with the size of a batch; where they were as large as the errors that steps are chosen by,
+    the steps would differ, too."""
+    model = kind(vector_spec(2), sampler=Adaptive(1e-5, 1e-5))
+    together = model.sample(8, generator=SampleNoise(0))
+    apart = [model.sample(min(size, 8 - i), generator=SampleNoise(0, i)) for i in range(0, 8, size)]
     torch.testing.assert_close(torch.cat(apart), together, rtol=1e-5, atol=1e-5)
 
 
@@ -295,9 +324,11 @@ def test_evaluations_are_counted_as_they_happen(name, sampler, each, guidance):
     model = KINDS[name](vector_spec(3, 3), sampler=sampler, conditional=True, drop_condition=0.1, guidance=guidance)
     model.log_prob(normal(2, 3), classes(2))
     before = model.network.num_rows
+    assert model.num_likelihood_evaluations == before > 0
     assert model.num_evaluations == 0  # those of a likelihood are none of a sample
     model.sample(5, classes(5), generator=SampleNoise(0))
     assert model.num_evaluations == model.network.num_rows - before
+    assert model.num_likelihood_evaluations == before
     if each is not None:
         assert model.num_evaluations == 5 * each * (1 if guidance == 1 else 2)
 
@@ -468,13 +499,48 @@ def test_mixed_precision_does_not_reach_the_paths(kind):
         assert model.loss(Batch(x), generator=SampleNoise(0))["loss"].dtype == torch.float32
 
 
-def test_path_energy_is_in_squared_data_units():
-    spec = image_spec((1, 2, 2), "continuous")
-    model = flow_matching(spec)
-    plain = model.path_energy(5, generator=SampleNoise(0))
-    model.scale.fill_(3.0)
-    torch.testing.assert_close(model.path_energy(5, generator=SampleNoise(0)), 9 * plain)
-    other = flow_matching(vector_spec(2))
-    other.scale.copy_(torch.tensor([1.0, 2.0]))
-    with pytest.raises(NotApplicable, match="standardized units"):
-        other.path_energy(5)
+class Constant(nn.Module):
+    """The same answer everywhere."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(answer)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.answer.expand_as(x)
+
+
+def test_energy_of_straight_paths_is_their_squared_length_in_data_units():
+    model = flow_matching(vector_spec(2))
+    model.network = Constant(torch.tensor([3.0, -1.0]))
+    model.scale.copy_(torch.tensor([1.0, 2.0]))
+    model.shift.fill_(100.0)
+    terms = model.path_energy_terms(5, generator=SampleNoise(0))
+    torch.testing.assert_close(terms["displacement"], torch.full((5,), 3.0**2 + 2.0**2))
+    torch.testing.assert_close(terms["bend"], torch.zeros(5), rtol=0, atol=1e-3)
+
+
+def test_energy_of_paths_between_gaussians():
+    """x(t) = t mu + r(t) x0 with r^2 = (1 - t)^2 + (t sigma)^2: the energy is the integral of (mu + r' x0)^2."""
+    mu, sigma = 1.5, 2.0
+    model = flow_matching(vector_spec(1), sampler=Euler(1), likelihood_solver=Adaptive(1e-6, 1e-6))
+    model.network = Field(gaussian_field(mu, sigma))
+    terms = model.path_energy_terms(16, generator=SampleNoise(0))
+    x0 = SampleNoise(0).normal((16, 1), torch.zeros(())).double()
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    speed = mu + x0 * (t * sigma**2 - (1 - t)) / ((1 - t).square() + (t * sigma).square()).sqrt()
+    torch.testing.assert_close(terms["displacement"].double(), (mu + (sigma - 1) * x0).square()[:, 0], rtol=1e-4, atol=1e-4)
+    energy = torch.trapezoid(speed.square(), t)
+    torch.testing.assert_close((terms["displacement"] + terms["bend"]).double(), energy, rtol=1e-4, atol=1e-4)
+    assert model.path_settings() == {"solver": "dormand_prince", "rtol": 1e-6, "atol": 1e-6}
+
+
+class Field(nn.Module):
+    """A field that is a formula."""
+
+    def __init__(self, of: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._of = of
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self._of(x, t)

@@ -24,6 +24,7 @@ CONTEXTS = [
     ("config", "model=flow_image"),
     ("config", "model=cvae_quadrants"),
     ("config", "model=latent"),
+    ("config", "model=gpt2", "data=text_file", "data.path=x", "tokenizer=bpe"),
     ("config", "data=mnist"),
     ("config", "data=stacked_mnist"),
     ("config", "data=image_folder", "data.path=x"),
@@ -99,7 +100,7 @@ def test_command_exists(command):
         return
     module, arguments = command[2], command[3:]
     assert importlib.util.find_spec(module) is not None
-    if module in ("src.train", "src.evaluate", "src.sample") and "--help" not in arguments:
+    if module in ("src.train", "src.evaluate", "src.sample", "src.export") and "--help" not in arguments:
         root = module.removeprefix("src.").replace("train", "config")
         _require_composes(root, [word for word in arguments if "=" in word and "..." not in word])
 

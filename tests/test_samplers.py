@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.rng import SampleNoise
-from src.samplers.diffusion import DDIM, ProbabilityFlow, ddim, flow_field
+from src.samplers.diffusion import DDIM, ProbabilityFlow, ddim, flow_field, flow_log_prob, follow_flow, scaled_flow_field
 from src.samplers.ode import (
     Adaptive,
     Euler,
@@ -141,6 +141,13 @@ def test_constant_field_and_no_time_need_no_care():
     assert torch.equal(dormand_prince(lambda x, t: torch.zeros_like(x), x, 0.0, 1.0, 1e-5, 1e-5), x)
     assert torch.equal(dormand_prince(spiral, x, 1.0, 1.0, 1e-5, 1e-5), x)
     assert dormand_prince(spiral, x[:0], 0.0, 1.0, 1e-5, 1e-5).shape == (0, 2)
+
+
+def test_steps_get_as_short_as_the_time_they_are_at_allows():
+    """x = sin(6 ln t): the last steps must be a millionth of the first, in float32, too."""
+    end = 2e-6
+    got = dormand_prince(lambda x, t: (6 * (6 * t.log()).cos() / t)[:, None], torch.zeros(1, 1), 1.0, end, 1e-4, 1e-4)
+    assert float(got) == pytest.approx(math.sin(6 * math.log(end)), abs=5e-3)
 
 
 @pytest.mark.parametrize(("solver", "per_step"), [(Euler(7), 1), (Heun(7), 2)])
@@ -323,6 +330,34 @@ def test_deterministic_ddim_is_eulers_method_on_the_probability_flow():
     torch.testing.assert_close(ddim(denoise, x, sigmas, 0.0), euler(flow_field(denoise), x, sigmas))
 
 
+def test_scaled_flow_is_the_flow_in_other_coordinates():
+    """dy/ds by the chain rule: y = x / r with r = sqrt(1 + sigma^2), and dsigma/ds = sigma."""
+    x, sigma = normal(5, 2), torch.tensor([0.01, 0.3, 1.0, 7.0, 60.0], dtype=torch.float64)
+    r = (1 + sigma.square()).sqrt()[:, None]
+    along = sigma[:, None] * flow_field(denoise)(x, sigma)
+    expected = along / r - x * sigma.square()[:, None] / r**3
+    torch.testing.assert_close(scaled_flow_field(denoise)(x / r, sigma.log()), expected)
+
+
+def test_flow_and_its_density_are_the_same_in_both_coordinates():
+    def some_denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.tanh(x) / (1 + sigma).reshape(-1, *[1] * (x.ndim - 1))
+
+    def end_log_prob(x: Tensor) -> Tensor:
+        return normal_log_prob(x / 10)
+
+    x, (high, low) = 5 * normal(2, 1, 1, 2), (10.0, 0.05)
+    for start, end in ((high, low), (low, high)):
+        found = []
+        for solver in (Adaptive(1e-6, 1e-6), Heun(150)):
+            spaced = {"levels": lambda u, start=start, end=end: start * (end / start) ** u}
+            there = follow_flow(solver, some_denoise, x, start, end, **spaced)
+            log_prob = flow_log_prob(solver, some_denoise, x, start, end, end_log_prob, divergence="exact", **spaced)
+            found.append((there, log_prob))
+        for adaptive, fixed in zip(*found, strict=True):
+            torch.testing.assert_close(adaptive, fixed, rtol=2e-3, atol=2e-3)
+
+
 def levels(u: float) -> float:
     return 10.0 * (0.01 / 10) ** u
 
@@ -331,6 +366,25 @@ def test_ddim_and_euler_are_one_sampler():
     x = normal(5, 2)
     got = ProbabilityFlow(Euler(8)).undo(denoise, x, levels, SampleNoise(0))
     torch.testing.assert_close(got, DDIM(8, 0.0).undo(denoise, x, levels, SampleNoise(0)))
+
+
+def karras_levels(u: float) -> float:
+    return (80 ** (1 / 7) + u * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+
+
+def test_rounding_errors_of_a_denoiser_do_not_choose_the_steps():
+    """The best denoiser of Gaussians around -1 and 1, and one that is off as a network is in a batch of another size."""
+
+    def answers(error: float) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            narrow, wide = 0.05**2, sigma.square()[:, None]
+            clean = (narrow * x + wide * torch.tanh(x / (narrow + wide))) / (narrow + wide)
+            return clean * (1 + error)
+
+        start = 80 * normal(128, 2, dtype=torch.float32)
+        return ProbabilityFlow(Adaptive(1e-5, 1e-5)).undo(denoise, start, karras_levels, SampleNoise(0))
+
+    torch.testing.assert_close(answers(2e-7), answers(0.0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 18])

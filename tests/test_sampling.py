@@ -26,8 +26,8 @@ from src.core.rng import SampleNoise
 from src.core.views import Viewer, half_mask
 from src.evaluation.protocol import draw_samples
 from src.experiment import steer
-from src.sample import _draw_classes, _draw_samples
 from src.sample_files import SampleFiles
+from src.sample_pictures import _draw_classes, _draw_samples
 from src.training.callbacks.point_pictures import curve_picture, density_picture, histogram_density
 from tests.commands import Trained, call, train
 from tests.configs import compose_config
@@ -413,6 +413,17 @@ def test_completions_keep_what_is_known_and_do_not_depend_on_the_batch_size():
     assert drawn[:, 1:5, 0, :, 1].flatten(1).unique(dim=1).shape == (3, 8)
     assert (drawn[1, 1:5, 0, :, 1] > 50).all()  # of its class
     assert torch.equal(Viewer(_Line(), 0, batch_size=5).completions(batch, mask, 4, blank=-7.0), drawn)
+
+
+def test_draws_of_an_example_depend_on_its_place_and_their_number_alone():
+    batch, mask, viewer = _levels(3), half_mask("left", (1, 2, 2)), Viewer(_Gaussian(), 0, batch_size=4)
+    some, more = (viewer.completions(batch, mask, count, blank=0.0)[:, 1:-1] for count in (2, 5))
+    assert torch.equal(more[:, :2], some)
+    fewer = Batch(batch.x[:2], batch.condition[:2])
+    assert torch.equal(viewer.completions(fewer, mask, 5, blank=0.0)[:, 1:-1], more[:2])
+    posterior, longer = (viewer.posterior_draws(batch, count)[:, 1:] for count in (2, 5))
+    assert torch.equal(longer[:, :2], posterior)
+    assert longer.flatten(0, 1)[:, 0, 0, 0].unique().shape == (15,)
 
 
 @pytest.mark.parametrize(("side", "known"), [("top", [0]), ("bottom", [2]), ("left", [0]), ("right", [2])])

@@ -1,5 +1,6 @@
 """What changes in the course of a training, against its formula, and that it reaches the optimizers and the penalty."""
 
+import functools
 import math
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from src.build import build, build_model
 from src.core.errors import UserError
 from src.training.fit import make_trainer, make_training_module
-from src.training.schedules import Constant, Cosine, Linear
+from src.training.gradient import GradientTraining
+from src.training.schedules import Constant, Cosine, Linear, WarmUpCosine
 from tests.configs import compose_config, load_option, options
 from tests.examples import image_data
 
@@ -75,7 +77,57 @@ def test_every_schedule_is_built_from_its_yaml(name):
         with pytest.raises(UserError, match=r"training\.schedule changes nothing"):
             build(load_option("schedule", name))
         return
-    assert 0 <= build(load_option("schedule", name)).progress(10) <= 1
+    schedule = build(load_option("schedule", name))
+    schedule.plan(1000)
+    assert 0 <= schedule.progress(10) <= 1
+
+
+@pytest.mark.parametrize(("examples", "planned"), [(1000.0, 77.0), (None, 1000.0)])
+def test_warm_up_climbs_in_a_straight_line_and_then_falls_along_a_cosine_to_the_floor(examples, planned):
+    schedule = WarmUpCosine(examples, warm_up=0.2, lr_factor=0.1)
+    schedule.plan(planned)
+    optimizer = adam()
+    schedule.remember(optimizer)
+    middle = 0.1 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    for seen, lr in ((0, 0), (50, 0.025), (100, 0.05), (200, 0.1), (400, middle), (600, 0.055), (1000, 0.01), (9000, 0.01)):
+        schedule.apply(optimizer, seen)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr), seen
+    assert schedule.penalty_factor(500) == 1
+
+
+def test_warm_up_needs_an_end():
+    with pytest.raises(UserError, match=r"no planned end: set training\.schedule\.examples="):
+        WarmUpCosine(None, 0.1, 0.1).plan(None)
+
+
+@pytest.mark.parametrize(("key", "value"), [("examples", 0.0), ("warm_up", 1.0), ("warm_up", -0.1), ("lr_factor", -1.0)])
+def test_warm_up_that_makes_no_sense_is_refused(key, value):
+    with pytest.raises(UserError, match=f"training.schedule.{key}={value}"):
+        WarmUpCosine(**{"examples": 10.0, "warm_up": 0.1, "lr_factor": 0.1} | {key: value})
+
+
+def test_weight_decay_is_of_matrices_alone_where_asked_for(caplog):
+    caplog.set_level("INFO")
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.LayerNorm(5))
+    knobs = {"log_every_n_steps": 1, "ema_half_life_examples": None, "gradient_clip_norm": None, "accumulate_batches": 1}
+    make = functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3)
+    module = GradientTraining(model, make, Constant(), seed=0, **knobs, decay_matrices_only=True)
+    decayed, others = module.configure_optimizers().param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0)
+    assert [list(weight.shape) for weight in decayed["params"]] == [[3, 4], [5, 4]]
+    assert [list(weight.shape) for weight in others["params"]] == [[5], [5], [5]]
+    assert "weight decay 0.3 on 2 tensors of 32 values; none on 3 of 15" in caplog.text
+    plain = GradientTraining(model, make, Constant(), seed=0, **knobs).configure_optimizers()
+    assert [len(group["params"]) for group in plain.param_groups] == [5]
+
+
+def test_weight_decay_of_matrices_needs_an_optimizer_that_decays():
+    knobs = {"log_every_n_steps": 1, "ema_half_life_examples": None, "gradient_clip_norm": None, "accumulate_batches": 1}
+    make = functools.partial(torch.optim.LBFGS, lr=0.1)
+    with pytest.raises(UserError, match=r"training\.decay_matrices_only=true needs .*; LBFGS has none"):
+        GradientTraining(
+            nn.Linear(1, 1), make, Constant(), seed=0, **knobs, decay_matrices_only=True
+        ).configure_optimizers()
 
 
 class Recorder(nn.Module):

@@ -240,6 +240,10 @@ ROWS = "".join(f"{i},{i * i},{i % 3}\n" for i in range(30))
         ("a,b\n" + "".join(f"{i}e300,2\n1,3\n" for i in range(20)), "column 'a' of FILE cannot be standardized"),
         (",b\n" + "1,2\n" * 30, "line 1 of FILE gives column 1 no name; give it one, or remove it (pandas"),
         (b"\xff\xfe\x00a,b\n1,2\n", "data.path=FILE is not text in UTF-8"),
+        ("1,,3\n" + ROWS, "line 1 of FILE has nothing in column 'x1'; fill it in, or remove the line"),
+        (",2,3\n" + ROWS, "line 1 of FILE has nothing in column 'x0'"),
+        (",,\n" + ROWS, "line 1 of FILE has nothing in column 'x0'"),
+        ("1,NA,3\n" + ROWS, "line 1 of FILE has 'NA' in column 'x1', which is no number"),
         ("1,5;2\n" * 30, "line 1 of FILE has '1,5' in column 'x0', which is no number"),
     ],
 )  # fmt: skip

@@ -44,6 +44,7 @@ SAME = {  # what must be the same on two devices as on one: batches to an update
     "vae in rounds": (2, ["model=vae", "training.gradient_clip_norm=1.0"]),
     "gmm": (1, ["model=gmm", "model.num_components=4"]),
     "gmm by minibatches": (1, ["model=gmm", "model.num_components=4", "model.minibatch=true"]),
+    "gmm of classes": (1, ["model=gmm", "model.num_components=4", "model.conditional=true"]),
     "gan with two critics in rounds": (
         2,
         [*STEADY_GAN, "training.n_critic=2", "training.gradient_clip_norm=0.5"],

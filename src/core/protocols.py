@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from src.core.batch import Batch
 from src.core.rng import Noise
+from src.core.tokens import TokenChoice
 
 __all__ = [
     "Adversarial",
     "CanBeSteered",
     "CanBound",
     "CanClassify",
+    "CanContinue",
     "CanDecode",
     "CanEncode",
     "CanInpaint",
@@ -29,15 +31,20 @@ __all__ = [
     "CanSample",
     "CanScore",
     "CanWeigh",
+    "CompletesOnePart",
     "CountsEvaluations",
+    "CountsLikelihoodEvaluations",
     "ExpectationMaximization",
     "FollowsTraining",
     "HasBaseline",
+    "HasPaths",
     "HasPosterior",
     "HasPrior",
     "HasSettings",
     "NeedsPreparation",
+    "PredictsTokens",
     "ScoresPart",
+    "StartsFromWeights",
     "Styled",
     "Terms",
     "Trainable",
@@ -129,6 +136,32 @@ class CountsEvaluations(Protocol):
     """Draws its samples by many evaluations of one network, and counts them."""
 
     num_evaluations: int  # of one example each, in sampling, since the model was built
+
+
+@runtime_checkable
+class CountsLikelihoodEvaluations(Protocol):
+    """Computes a likelihood by many evaluations of one network, and counts them."""
+
+    num_likelihood_evaluations: int  # of one example each, forwards, in likelihoods, since the model was built
+
+
+@runtime_checkable
+class HasPaths(Protocol):
+    """Moves a draw of one distribution to an example along dx/dt = v(x, t), within a time of 1."""
+
+    def path_energy_terms(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
+        """What the energy of a path, the integral of |v|^2 dt, is the sum of: of n samples, each `(n,)` in squared units:
+
+            displacement    |x(1) - x(0)|^2, the energy of the straight line in even speed
+            bend            the integral of |v - (x(1) - x(0))|^2 dt, which is 0 of that line alone
+
+        The units are those of the data. The paths are followed as `path_settings` says, whatever the steps of samples.
+        """
+        ...
+
+    def path_settings(self) -> dict[str, Any]:
+        """The solver that follows the paths, with its accuracy, in plain types."""
+        ...
 
 
 @runtime_checkable
@@ -238,6 +271,83 @@ class CanInpaint(Protocol):
 
 
 @runtime_checkable
+class PredictsTokens(Protocol):
+    """Gives every token the distribution that those before it leave, as an autoregressive model does."""
+
+    max_context: int | None  # tokens before one that can tell of it; None for any number
+
+    def log_probs(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """log p(x_t | x_0 .. x_{t-1}) of the tokens `(B, T)` but the first of each row, `(B, T-1)` in nats.
+
+        T - 1 is at least 1, and at most `max_context`.
+        """
+        ...
+
+
+@runtime_checkable
+class CanContinue(Protocol):
+    """Draws tokens that follow given ones."""
+
+    is_conditional: bool
+    sampling: TokenChoice  # how tokens are drawn, here and in samples; may be replaced
+
+    def continue_(
+        self,
+        prompt: Tensor,
+        num_tokens: int,
+        condition: Tensor | None = None,
+        *,
+        choice: TokenChoice | None = None,
+        is_done: Callable[[Tensor], Tensor] | None = None,
+        generator: Noise | None = None,
+    ) -> list[Tensor]:
+        """What follows each row of the prompt `(B, P)`, `(num_tokens,)` each; P may be 0, and more than the model can see.
+
+        Args:
+            prompt: tokens, int64.
+            num_tokens: drawn of each row.
+            condition: `(B,)` classes, of a conditional model.
+            choice: how each token is drawn; None for the model's own settings.
+            is_done: called with what was drawn so far `(B, i)`, says `(B,)` of which rows it is the end; these are shorter.
+        """
+        ...
+
+
+class NextTokenNetwork(Protocol):
+    """A causal network: the logits at a place depend on the tokens up to it.
+
+    It can also be read token by token, with a state that keeps what it needs of the tokens before: keys and values, the
+    recurrent state, or the queues of convolutions. Both ways give the same logits.
+    """
+
+    max_length: int | None  # the longest input; None for any length
+
+    def __call__(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits `(B, T, V)` of the token after each of `(B, T)` int64; the condition is `(B, C)` features or None."""
+        ...
+
+    def begin(self, batch_size: int) -> Any:
+        """The state before the first token of so many rows, on the network's device."""
+        ...
+
+    def step(self, token: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Logits `(B, V)` of the token after `(B,)`, and the next state; at most `max_length` steps from the beginning."""
+        ...
+
+    def read(self, tokens: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:
+        """As so many steps: logits `(B, V)` of the token after `(B, L)`, L at least 1, and the next state."""
+        ...
+
+
+@runtime_checkable
+class CompletesOnePart(Protocol):
+    """A `CanInpaint` that was made for one mask and takes no other."""
+
+    known_mask: Tensor  # `(*spec.shape)` bool, True where a value is known
+    known_in_words: str  # as in "the left half"
+
+
+@runtime_checkable
 class CanClassify(Protocol):
     def classify(self, x: Tensor) -> Tensor:
         """Class logits, `(B, num_classes)`."""
@@ -254,6 +364,18 @@ class NeedsPreparation(Protocol):
         Args:
             examples: each call gives all training examples once, in batches in data units, in their order.
             generator: the same on every device.
+        """
+        ...
+
+
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A network that may begin its training with weights that were trained elsewhere."""
+
+    def load_weights(self) -> None:
+        """Take them, if there are any; called once, before the first step of a training.
+
+        Raises `UserError` if they cannot be read or do not fit. Whoever rebuilds a trained model does not call it.
         """
         ...
 

@@ -65,10 +65,10 @@ class SampleNoise(Noise):
     Args:
         seed: any integer.
         start: index of the first sample, to continue an earlier call: drawing samples 0..9 and 10..19 in two calls
-            gives the same values as drawing 0..19 in one.
+            gives the same values as drawing 0..19 in one. Or the indices of all samples of a draw, `(N,)` int64.
     """
 
-    def __init__(self, seed: int, start: int = 0) -> None:
+    def __init__(self, seed: int, start: int | Tensor = 0) -> None:
         self._seed = seed
         self._start = start
         self._position = 0
@@ -90,7 +90,11 @@ class SampleNoise(Noise):
 
     def _uniform64(self, num_samples: int, count: int, device: torch.device) -> Tensor:
         where = torch.device("cpu") if device.type == "mps" else device  # Apple's GPU has no float64
-        index = torch.arange(self._start, self._start + num_samples, device=where)
+        if isinstance(self._start, Tensor):
+            index = self._start.to(where)
+            assert len(index) == num_samples
+        else:
+            index = torch.arange(self._start, self._start + num_samples, device=where)
         bits = hash_bits(self._seed, index, count, offset=self._position)
         self._position += count
         return (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.core.errors import UserError
+from src.core.sound import LOG_MEL, MU_LAW, WAVEFORM, Sound, from_pcm, from_waveform
 
 __all__ = ["BINARY_DYNAMIC", "BINARY_STATIC", "CONTINUOUS", "DISCRETE", "DataSpec", "OwnUnits", "Values"]
 
@@ -93,6 +94,9 @@ class DataSpec:
         values: what one value is.
         class_names: one name per class; empty if the data set has no labels.
         own_units: what the values were before they were standardized, if they were.
+        tokenizer: what tokens of texts mean, as JSON (`core.tokens.Tokenizer.to_json`); None of tokens that are no text.
+            A text example is a window that may begin anywhere in a text.
+        sound: how the examples are clips of sound, if they are.
     """
 
     name: str
@@ -101,6 +105,8 @@ class DataSpec:
     values: Values
     class_names: tuple[str, ...] = ()
     own_units: OwnUnits | None = None
+    tokenizer: str | None = None
+    sound: Sound | None = None
 
     @property
     def num_classes(self) -> int:
@@ -120,13 +126,19 @@ class DataSpec:
     def describe(self) -> str:
         size = "x".join(str(n) for n in self.shape)
         labels = f"{self.num_classes} classes" if self.num_classes else "no labels"
-        return f"{self.modality} {size}, {self.values.describe()}, {labels}"
+        sound = "" if self.sound is None else f", {self.sound.describe()}"
+        return f"{self.modality} {size}, {self.values.describe()}, {labels}{sound}"
 
     def require_modality(self, *allowed: str) -> None:
         """Raise `UserError` unless this is one of the `allowed` modalities."""
         if self.modality not in allowed:
             wanted = " or ".join(allowed)
-            raise UserError(f"takes {wanted} data; data={self.name} gives {self.modality} (choose another with data=)")
+            how = "choose another with data="
+            if self.sound is not None:
+                others = {"audio": WAVEFORM, "tokens": MU_LAW, "image": LOG_MEL}
+                fitting = " or ".join(others[some] for some in allowed if some in others)
+                how = f"set data.representation={fitting}" if fitting else how
+            raise UserError(f"takes {wanted} data; data={self.name} gives {self.modality} ({how})")
 
     def require_classes(self) -> None:
         """Raise `UserError` unless the examples carry class labels."""
@@ -139,8 +151,13 @@ class DataSpec:
     def to_units(self, levels: Tensor) -> Tensor:
         """Integer levels 0 .. levels-1 to float32 data units, linearly onto [low, high]. Same shape.
 
-        Values without levels are in data units already.
+        Values without levels are in data units already. Tokens are their numbers, int64.
+        Clips of sound in 16 bits become what models see of them.
         """
+        if self.sound is not None and levels.dtype == torch.int16:
+            return from_waveform(from_pcm(levels), self.sound)
+        if self.modality == "tokens":
+            return levels.long()
         if self.values.levels is None:
             assert levels.is_floating_point()
             return levels
@@ -151,6 +168,8 @@ class DataSpec:
     def to_levels(self, x: Tensor) -> Tensor:
         """Data units to integer levels 0 .. levels-1 (int64): clamp, then round. Inverse of `to_units`."""
         assert self.values.levels is not None
+        if self.modality == "tokens":
+            return x.long()
         unit = (x - self.values.low) / (self.values.high - self.values.low)
         return unit.clamp(0, 1).mul(self.values.levels - 1).round().long()
 
@@ -186,6 +205,10 @@ class DataSpec:
         plain = asdict(self)
         if self.own_units is None:
             del plain["own_units"]  # what is kept under the hash of a spec is found by it as before
+        if self.sound is None:
+            del plain["sound"]
+        if self.tokenizer is None:
+            del plain["tokenizer"]
         return plain
 
     @classmethod
@@ -197,6 +220,8 @@ class DataSpec:
             values=Values(**plain["values"]),
             class_names=tuple(plain["class_names"]),
             own_units=OwnUnits.from_dict(plain["own_units"]) if "own_units" in plain else None,
+            tokenizer=plain.get("tokenizer"),
+            sound=Sound(**plain["sound"]) if "sound" in plain else None,
         )
 
     def with_values(self, values: Values) -> "DataSpec":

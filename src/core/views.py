@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from src.core.batch import Batch
 from src.core.errors import NotApplicable
-from src.core.protocols import CanDecode, CanEncode, CanInpaint, CanReconstruct, HasPosterior
-from src.core.rng import SampleNoise
+from src.core.protocols import CanDecode, CanEncode, CanInpaint, CanReconstruct, CompletesOnePart, HasPosterior
+from src.core.rng import Noise, SampleNoise
 
 __all__ = ["Traversal", "Viewer", "half_mask"]
 
 _REACH = 3.0  # standard deviations to both sides of a traversal
+_NEXT_DRAW = 2**32  # from the noise of one draw of an example to that of the next one
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Traversal:
 
 
 class Viewer:
-    """Shows a model given examples. What is random depends on the seed and the example's place alone.
+    """Shows a model given examples. What is random depends on the seed, the example's place and the draw's number alone.
 
     Args:
         model: in evaluation mode.
@@ -55,7 +56,7 @@ class Viewer:
         model = self._model
         if not isinstance(model, CanReconstruct):
             raise NotApplicable("it does not reconstruct (it has no CanReconstruct)")
-        rebuilt = self._in_parts(lambda x, condition, _: model.reconstruct(x, condition), batch)
+        rebuilt = self._in_parts(lambda x, condition: model.reconstruct(x, condition), batch)
         return torch.stack([batch.x, rebuilt], 1)
 
     @torch.no_grad()
@@ -65,12 +66,17 @@ class Viewer:
         if not isinstance(model, HasPosterior):
             raise NotApplicable("it has no posterior q(z | x) to draw from (as model=vae has)")
 
-        def draw(x: Tensor, condition: Tensor | None, start: int) -> Tensor:
+        def draw(x: Tensor, condition: Tensor | None, noise: Noise) -> Tensor:
             mean, log_var = model.posterior(x, condition)
-            noise = SampleNoise(self._seed, start).normal(tuple(mean.shape), like=mean)
+            noise = noise.normal(tuple(mean.shape), like=mean)
             return model.decode(mean + (0.5 * log_var).exp() * noise, condition)
 
         return torch.cat([batch.x[:, None], self._repeatedly(draw, batch, num_draws)], 1)
+
+    def own_mask(self) -> tuple[Tensor, str] | None:
+        """The only values that the model takes as known, `(*event)` bool, and in words; None if it takes any."""
+        model = self._model
+        return (model.known_mask, model.known_in_words) if isinstance(model, CompletesOnePart) else None
 
     @torch.no_grad()
     def completions(self, batch: Batch, mask: Tensor, num_draws: int, blank: float) -> Tensor:
@@ -86,8 +92,8 @@ class Viewer:
         if not isinstance(model, CanInpaint):
             raise NotApplicable("it does not complete examples (it has no CanInpaint; model=flow_matching has)")
 
-        def complete(x: Tensor, condition: Tensor | None, start: int) -> Tensor:
-            return model.inpaint(x, mask.expand_as(x), condition, generator=SampleNoise(self._seed, start))
+        def complete(x: Tensor, condition: Tensor | None, noise: Noise) -> Tensor:
+            return model.inpaint(x, mask.expand_as(x), condition, generator=noise)
 
         known = torch.where(mask, batch.x, blank)
         return torch.cat([known[:, None], self._repeatedly(complete, batch, num_draws), batch.x[:, None]], 1)
@@ -109,7 +115,7 @@ class Viewer:
         """
         model = self._model
         if isinstance(model, CanEncode):
-            codes = self._in_parts(lambda x, labels, _: model.encode(x, labels), batch)
+            codes = self._in_parts(lambda x, labels: model.encode(x, labels), batch)
             base, middle, spread = codes[0], codes.mean(0), codes.std(0, unbiased=False)
             dimensions = spread.argsort(descending=True, stable=True)[:num_rows].tolist()
         elif isinstance(model, CanDecode):
@@ -126,20 +132,26 @@ class Viewer:
         labels = None if batch.condition is None else batch.condition[:1].expand(len(dimensions) * num_columns)
         if labels is not None and condition is not None:
             labels = torch.full_like(labels, condition)
-        decoded = self._in_parts(lambda z, labels, _: model.decode(z, labels), Batch(z.flatten(0, 1), labels))
+        decoded = self._in_parts(lambda z, labels: model.decode(z, labels), Batch(z.flatten(0, 1), labels))
         return Traversal(decoded.unflatten(0, (len(dimensions), num_columns)), dimensions)
 
-    def _repeatedly(self, make: Callable[[Tensor, Tensor | None, int], Tensor], batch: Batch, count: int) -> Tensor:
-        """So many of each example, `(n, count, *event)`."""
-        labels = None if batch.condition is None else batch.condition.repeat_interleave(count)
-        return self._in_parts(make, Batch(batch.x.repeat_interleave(count, 0), labels)).unflatten(0, (-1, count))
+    def _repeatedly(self, make: Callable[[Tensor, Tensor | None, Noise], Tensor], batch: Batch, count: int) -> Tensor:
+        """`make(x, condition, noise)` so many times of each example, `(n, count, *event)`."""
+        places = torch.arange(len(batch))[:, None] + _NEXT_DRAW * torch.arange(count)
+        parts = iter(places.flatten().split(self._batch_size))
 
-    def _in_parts(self, make: Callable[[Tensor, Tensor | None, int], Tensor], batch: Batch) -> Tensor:
-        """`make(x, condition, place of the first)` of all examples, some at a time."""
+        def with_noise(x: Tensor, condition: Tensor | None) -> Tensor:
+            return make(x, condition, SampleNoise(self._seed, next(parts)))
+
+        labels = None if batch.condition is None else batch.condition.repeat_interleave(count)
+        return self._in_parts(with_noise, Batch(batch.x.repeat_interleave(count, 0), labels)).unflatten(0, (-1, count))
+
+    def _in_parts(self, make: Callable[[Tensor, Tensor | None], Tensor], batch: Batch) -> Tensor:
+        """`make(x, condition)` of all examples, some at a time."""
         parts = []
         for start in range(0, len(batch), self._batch_size):
             part = slice(start, start + self._batch_size)
-            parts.append(make(batch.x[part], None if batch.condition is None else batch.condition[part], start))
+            parts.append(make(batch.x[part], None if batch.condition is None else batch.condition[part]))
         return torch.cat(parts)
 
 

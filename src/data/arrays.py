@@ -26,10 +26,12 @@ from src.core.density import Density
 from src.core.errors import UserError
 from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec, OwnUnits, Values
 from src.core.stack import Stack
+from src.core.tokens import Tokenizer
+from src.data.token_windows import TokenWindows
 
 __all__ = [
-    "Arrays", "Split", "image_values", "prepare", "prepare_images", "save_in_chunks", "save_own_units", "save_splits",
-    "split_indices",
+    "Arrays", "Split", "damaged", "fingerprint_of", "image_values", "prepare", "prepare_images", "prepared_folder",
+    "save_in_chunks", "save_own_units", "save_splits", "split_indices",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -43,11 +45,12 @@ class Split:
     """One part of a data set.
 
     Args:
-        x: `(N, *event)` uint8 levels, or float32 values in data units, memory-mapped.
+        x: `(N, *event)` uint8 levels or uint16 tokens, or float32 values in data units, memory-mapped; or the windows of a
+            stream of tokens, which behave as such an array.
         y: `(N,)` int64 class labels, or None.
     """
 
-    x: np.ndarray
+    x: Any
     y: np.ndarray | None
 
     def __len__(self) -> int:
@@ -74,6 +77,7 @@ class Arrays:
         fingerprint: hash of the arrays' bytes; two data sets with the same fingerprint are the same.
         density: what the examples were drawn from, if it is known.
         stack: how the examples are made of smaller images, if they are.
+        tokenizer: what the tokens of texts mean, if the examples are some.
     """
 
     spec: DataSpec
@@ -82,6 +86,13 @@ class Arrays:
     fingerprint: str
     density: Density | None = None
     stack: Stack | None = None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def streams(self) -> dict[str, np.ndarray]:
+        """Of texts, all tokens of each split `(T,)` uint16 in their order, of which the examples are windows; else none."""
+        windows = {name: split.x for name, split in self.splits.items()}
+        return {name: x.stream for name, x in windows.items() if isinstance(x, TokenWindows)}
 
 
 def prepare_images(
@@ -122,18 +133,13 @@ def prepare(
         density: what the examples are drawn from, if it is known.
         stack: how the examples are made of smaller images, if they are.
     """
-    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(cache) / f"{name}-{key}"
-    if not (folder / "meta.json").exists():
-        _make_folder(folder, name, source, make)
+    folder = prepared_folder(name, cache, source, make)
     try:
         meta = json.loads((folder / "meta.json").read_text())
         splits = {split: _open_split(folder, split, bool(meta["class_names"])) for split in ("train", "val", "test")}
         own_units = _read_own_units(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew"
-        ) from error
+        raise damaged(folder, error) from error
     spec = DataSpec(
         name=name,
         modality=modality,
@@ -142,8 +148,26 @@ def prepare(
         class_names=tuple(meta["class_names"]),
         own_units=own_units,
     )
-    fingerprint = hashlib.sha256(json.dumps(meta["sha256"], sort_keys=True).encode()).hexdigest()
-    return Arrays(spec, source_levels, splits, fingerprint, density, stack)
+    return Arrays(spec, source_levels, splits, fingerprint_of(meta["sha256"]), density, stack)
+
+
+def prepared_folder(name: str, cache: str, source: dict[str, Any], make: Callable[[Path], tuple[str, ...]]) -> Path:
+    """The folder of a prepared data set, made first if it is not there; arguments as of `prepare`."""
+    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(cache) / f"{name}-{key}"
+    if not (folder / "meta.json").exists():
+        _make_folder(folder, name, source, make)
+    return folder
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """What to say of a prepared data set that cannot be read."""
+    return UserError(f"the prepared data in {folder} is damaged ({error}); delete that folder to prepare anew")
+
+
+def fingerprint_of(sums: dict[str, str]) -> str:
+    """The fingerprint of a data set from the SHA-256 of each of its files, by name."""
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def image_values(kind: str, levels: int) -> Values:

@@ -1,7 +1,8 @@
 """From prepared arrays to batches: whole batches gathered by index, drawn values, and the Lightning data module.
 
-A sampler hands out `Draw`s, one a batch. What is random about an example (binarization, dequantization) is a function of
-(seed, epoch, example), so it does not depend on the batch size, the number of workers or what was drawn before.
+A sampler hands out `Draw`s, one a batch. What is random about an example (binarization, dequantization, the place of a
+window of text) is a function of (seed, epoch, example), so it does not depend on the batch size, the number of workers or
+what was drawn before.
 """
 
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from src.core.errors import UserError, require_at_least
 from src.core.rng import derive_seed, hash_bits
 from src.core.spec import BINARY_DYNAMIC, CONTINUOUS, DISCRETE
 from src.data.arrays import Arrays
+from src.data.token_windows import TokenWindows
 
 __all__ = ["ArrayData"]
 
 _HELD_OUT_EPOCH = -1  # held-out data is drawn once, whatever the epoch
 _DRAWN_ONCE_SEED = 0  # and the same in every run, so that all runs are measured on the same data
 _SPLITS = ("train", "val", "test")
+_RAW = (torch.uint8, torch.int16)  # levels, or samples of sound; what is drawn is in data units already
 
 
 class ArrayData(L.LightningDataModule):
@@ -77,6 +80,8 @@ class ArrayData(L.LightningDataModule):
         if self.trainer is None or self._train_sampler is None:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done >= self.trainer.num_training_batches:  # trainer.limit_train_batches= ends an epoch early
+            return {"epoch": self._train_sampler.epoch + 1, "batches_done": 0}
         return {"epoch": self._train_sampler.epoch, "batches_done": done}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -113,7 +118,7 @@ class ArrayData(L.LightningDataModule):
 
     def to_units(self, batch: Batch) -> Batch:
         """A batch straight from a loader, in data units."""
-        return batch.with_x(self.spec.to_units(batch.x)) if batch.x.dtype == torch.uint8 else batch
+        return batch.with_x(self.spec.to_units(batch.x)) if batch.x.dtype in _RAW else batch
 
     def _loader(self, split: str, sampler: Sampler) -> DataLoader:
         return DataLoader(
@@ -141,17 +146,26 @@ class _Gather(Dataset):
 
     def __init__(self, arrays: Arrays, split: str, seed: int) -> None:
         self._values = arrays.spec.values
-        self._source_levels = arrays.source_levels
+        self._is_of_tokens = arrays.spec.modality == "tokens" and arrays.spec.sound is None  # not of sounds in 16 bits
+        self._source_levels = None if self._is_of_tokens else arrays.source_levels
         self._split = arrays.splits[split]
         self._seed, self._once_seed = (derive_seed(s, 2, _SPLITS.index(split)) for s in (seed, _DRAWN_ONCE_SEED))
 
     def __getitem__(self, draw: Draw) -> Batch:
         index = draw.index.numpy()
-        x = torch.from_numpy(self._split.x[index])
+        x = self._tokens(draw) if self._is_of_tokens else torch.from_numpy(self._split.x[index])
         condition = None if self._split.y is None else torch.from_numpy(self._split.y[index])
         if self._source_levels is not None:
             x = self._draw_values(x, self._source_levels, draw)
         return Batch(x, condition)
+
+    def _tokens(self, draw: Draw) -> Tensor:
+        """Tokens `(B, T)` int64; in training, windows of a stream begin anywhere in it."""
+        x, index = self._split.x, draw.index
+        if isinstance(x, TokenWindows) and draw.epoch != _HELD_OUT_EPOCH:
+            words = hash_bits(derive_seed(self._seed, draw.epoch), index, 1)[:, 0]
+            return torch.from_numpy(x.beginning_at((words % x.num_places).numpy()))
+        return torch.from_numpy(x[index.numpy()].astype(np.int64))
 
     def _draw_values(self, levels: Tensor, num_levels: int, draw: Draw) -> Tensor:
         kind = self._values.kind
@@ -161,6 +175,8 @@ class _Gather(Dataset):
         seed, epoch = (self._seed, draw.epoch) if is_fresh else (self._once_seed, _HELD_OUT_EPOCH)
         u = _uniform16(seed, epoch, draw.index, levels[0].numel())
         u = u.view(levels.shape)
+        if levels.dtype == torch.int16:  # of sound; 9 bits for the place in the bin, since float32 is exact to 24
+            return ((levels + (u // 256 + 0.5) / 256) / 32768)[:, None]
         if kind == CONTINUOUS:  # uniform dequantization: a level becomes a value anywhere in its bin
             # with 15 bits the sum is exact in float32, so that none rounds into the next bin
             unit = (levels + (u // 2 + 0.5) / 32768) / num_levels

@@ -35,7 +35,7 @@ def table(path: str, label: str | int | None, val: float, test: float, cache: st
     """The rows of a table `(N, D)`, cut into training, validation and test rows, always in the same way.
 
     A CSV file has its values between tabs, semicolons, commas or white space. Its first line is a header if none of its
-    cells is a number, or one of them is text above a number. Columns without a name are called x0, x1, ...
+    cells is a number, and not all are empty. Columns without a name are called x0, x1, ...
 
     Args:
         path: a CSV file, an .npy file of one array, or an .npz file of one array (and one of classes).
@@ -108,7 +108,7 @@ def _parsed(stream: TextIO, file: Path, label: str | None) -> _Table:
     if not head:
         raise UserError(f"data.path={file} is empty; {_ALLOWED}")
     first_line, first = head[0]
-    has_header = _is_header(first, head[1][1] if len(head) > 1 else [])
+    has_header = _is_header(first)
     columns = _header(first, first_line, file) if has_header else [f"x{i}" for i in range(len(first))]
     place = _place(label, columns, file)
     values, lines, labels = array.array("d"), array.array("q"), []
@@ -146,10 +146,9 @@ def _rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
             yield line - 1 + reader.line_num, [cell.strip() for cell in row]
 
 
-def _is_header(first: list[str], second: list[str]) -> bool:
-    """Whether none of the first row is a number, or some of it is text above a number."""
-    is_number = [_is_number(cell) for cell in first]
-    return not any(is_number) or any(_is_number(b) for a, b in zip(is_number, second, strict=False) if not a)
+def _is_header(first: list[str]) -> bool:
+    """Whether none of the first row is a number. A row with numbers and a gap is one of values, of which one is missing."""
+    return any(first) and not any(map(_is_number, first))
 
 
 def _is_number(cell: str) -> bool:

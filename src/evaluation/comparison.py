@@ -9,6 +9,7 @@ of one protocol. Any other value is refused. The best row x of a column is compa
 A metric that is best near zero is compared by its absolute values.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +18,30 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.evaluation.comparison_costs import Cost, cost_columns, cost_sentences
-from src.evaluation.comparison_rows import Row, RunResults, canonical, leaves, make_rows, one_per_seed, origin, shown
+from src.evaluation.comparison_rows import (
+    Row,
+    RunResults,
+    by_seeds,
+    canonical,
+    leaves,
+    make_rows,
+    one_per_seed,
+    origin,
+    shared_origin,
+    shown,
+)
 from src.evaluation.significance import Difference, holm, independent_difference, paired_difference, sign_flip_p
 
 __all__ = ["ANCHORS", "SCHEMA", "Anchor", "Cell", "Column", "Comparison", "Row", "RunResults", "Verdict", "compare"]
 
 SCHEMA = 2  # of the results.json that is understood here
-ANCHORS = {"held_out": "held-out real (floor)", "noise": "noise (ceiling)"}
+ANCHORS = {"held_out": "held-out real (floor)", "noise": "noise (ceiling)"}  # others are called by their names
+_OF_ONE_RUN = ("untrained",)  # reference rows that differ from run to run
 
-_NO_PROTOCOL = ("model", "software")  # parts of a card: what was measured and with what, not how
+# of a card: of what, with what, at what cost, and what a model can see of a text; not how it was measured
+_NO_PROTOCOL = ("model", "software", "evaluations_per_example", "context", "num_tokens")
 _SETTINGS = ("num_samples", "seed", "checkpoint")  # fields of a card that are settings of `evaluation`
+_STEERING = ("steps", "guidance")  # the same, within the settings of the model
 _FLIPPED = range(5, 17)  # seeds: with fewer the smallest p is above 0.05, with more there are too many sign flips
 
 
@@ -79,8 +94,8 @@ class Column:
         metric: its name.
         unit: of its values.
         better: "lower", "higher", "zero", or None where none is better.
-        protocol: the card without what it says of the model and of the software, and without the name of an extractor whose
-            hash it gives.
+        protocol: the card without what it says of the model, of the software, of evaluations and of tokens, and without the
+            name of an extractor whose hash it gives.
         cells: one a row.
         anchors: by name; the reason where there is no value.
         best: indices of the best rows, more than one if they are equal; empty if there is nothing to choose from.
@@ -167,7 +182,7 @@ def compare(
         refusals: sentences about results that cannot be read.
         labels: of the rows, by the `group` of their runs; None for model and data, with the settings that tell rows apart.
     """
-    kept, repeated = one_per_seed(runs)
+    kept, repeated = one_per_seed(by_seeds(runs))
     known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
     named = known if metrics is None else list(dict.fromkeys(metrics))
     if unknown := [metric for metric in named if metric not in known]:
@@ -214,7 +229,7 @@ def _column(metric: str, runs: Sequence[RunResults], rows: Sequence[Row], terms:
         better=first["better"],
         protocol=_protocol(first),
         cells=cells,
-        anchors={name: anchor for name in ANCHORS if (anchor := _anchor(same, name)) is not None},
+        anchors={name: anchor for name in _anchor_names(same) if (anchor := _anchor(same, name)) is not None},
         best=_best(cells, first["better"]),
     )
 
@@ -234,7 +249,7 @@ def _terms(entry: dict[str, Any]) -> dict[str, Any]:
 def _cell(metric: str, row: Row, terms: str) -> Cell:
     entries = {run.seed: entry for run in row.runs if (entry := run.entry(metric))}
     fitting = {seed: entry for seed, entry in entries.items() if canonical(_terms(entry)) == terms}
-    same = {seed: entry for seed, entry in fitting.items() if origin(entry) == row.origin}
+    same = {seed: entry for seed, entry in fitting.items() if origin(entry) == shared_origin(row, entry)}
     intervals = [entry["interval"] for entry in same.values()]
     held = list((same or entries).values())
     return Cell(
@@ -243,6 +258,12 @@ def _cell(metric: str, row: Row, terms: str) -> Cell:
         is_refused=len(same) < len(entries),
         protocol=_protocol(held[0]) if held else None,
     )
+
+
+def _anchor_names(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Those with a title first."""
+    found = dict.fromkeys(name for entry in entries for name in entry.get("anchors", {}))
+    return [name for name in [*ANCHORS, *(name for name in found if name not in ANCHORS)] if name not in _OF_ONE_RUN]
 
 
 def _anchor(entries: Sequence[dict[str, Any]], name: str) -> Anchor | str | None:
@@ -309,8 +330,7 @@ def _refusals(column: Column, rows: Sequence[Row]) -> Iterator[str]:
     terms = {"unit": column.unit, "better": column.better} | dict(leaves(column.protocol))
     for row, run in ((of, run) for of in rows for run in of.runs):
         if entry := run.entry(column.metric):
-            weights = origin(entry)
-            common = weights if row.origin is None else row.origin
+            weights, common = origin(entry), shared_origin(row, entry)
             unlike = [*_unlike(_terms(entry), terms, "column"), *_unlike(weights, common, "row")]
             if unlike:
                 remedy = _remedy(run, column.metric, _terms(entry) | weights, terms | common)
@@ -320,7 +340,7 @@ def _refusals(column: Column, rows: Sequence[Row]) -> Iterator[str]:
 
 def _unlike(given: dict[str, Any], wanted: dict[str, Any], whose: str) -> Iterator[str]:
     for field in _differing(given, wanted):
-        verb = "are" if field in ("weights", "settings") else "is"
+        verb = "are" if field == "weights" or field.endswith("settings") else "is"
         yield f"its {field} {verb} {_term(given, field)}, the {whose}'s {verb} {_term(wanted, field)}"
 
 
@@ -334,23 +354,47 @@ def _term(terms: dict[str, Any], field: str) -> str:
 
 def _remedy(run: RunResults, metric: str, given: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """The command that measures what is wanted, where nothing but settings of `evaluation` stands in its way."""
-    fields = _differing(given, wanted)
+    given, wanted = _with_steering(given), _with_steering(wanted)
+    # a value on some of the examples says both how many they are and which
+    fields = ["num_examples" if field == "examples" else field for field in _differing(given, wanted)]
     if any(field.startswith("data") for field in fields):  # data, data_values
         return "values on other data cannot be compared"
-    if not all(field in _SETTINGS and field in given and field in wanted for field in fields):
+    keys = _keys(metric, wanted)
+    if not all(field in keys and field in given and field in wanted for field in fields):
         return None
     # where nothing is said, evaluate takes what the run's config says, not what the value was measured with
-    usual = run.config.get("evaluation") or {}
-    usual = usual | ({"checkpoint": "best"} if usual.get("checkpoint") == "auto" else {})
+    evaluation = run.config.get("evaluation") or {}
+    evaluation = evaluation | ({"checkpoint": "best"} if evaluation.get("checkpoint") == "auto" else {})
+    usual = dict(leaves({"evaluation": evaluation, "metric": run.config.get("metric") or {}}))
     told = [
         field
-        for field in _SETTINGS
-        if field in wanted and (field in fields or usual.get(field, wanted[field]) != wanted[field])
+        for field, key in keys.items()
+        if field in wanted and (field in fields or usual.get(key, wanted[field]) != wanted[field])
     ]
-    settings = [f"evaluation.{field}={wanted[field]}" for field in told]
+    is_on_all = wanted.get("examples") == "all"
+    settings = [f"{keys[field]}={'null' if field == 'num_examples' and is_on_all else wanted[field]}" for field in told]
     if metric not in (run.config.get("metric") or {metric}):
         settings.append(f"metric=[{metric}]")
     return "measure it again: " + " ".join(["python -m src.evaluate", f"run={run.path}", *settings])
+
+
+def _with_steering(terms: dict[str, Any]) -> dict[str, Any]:
+    """The settings of drawing one by one, those that an evaluation may change by their own names."""
+    if "settings" not in terms:
+        return terms
+    settings = {}
+    for key, value in leaves(json.loads(terms["settings"])):
+        name = key.rpartition(".")[2]
+        settings[name if name in _STEERING else f"settings.{key}"] = value
+    return {field: value for field, value in terms.items() if field != "settings"} | settings
+
+
+def _keys(metric: str, wanted: dict[str, Any]) -> dict[str, str]:
+    """The keys of a command line that set fields of a card."""
+    keys = {field: f"evaluation.{field}" for field in (*_SETTINGS, *_STEERING)}
+    if "examples" in wanted:
+        return keys | {"num_examples": f"metric.{metric}.num_examples"}
+    return keys | ({"num_examples": "evaluation.num_likelihood_examples"} if "of" in wanted else {})
 
 
 def _absences(metrics: Sequence[str], rows: Sequence[Row], columns: Sequence[Column]) -> Iterator[str]:
@@ -366,7 +410,7 @@ def _absences(metrics: Sequence[str], rows: Sequence[Row], columns: Sequence[Col
     for column in columns:
         for name, anchor in column.anchors.items():
             if isinstance(anchor, str):
-                absent.setdefault(anchor, {}).setdefault(column.metric, []).append(ANCHORS[name])
+                absent.setdefault(anchor, {}).setdefault(column.metric, []).append(ANCHORS.get(name, name))
     everywhere = [row.label for row in rows]
     for reason, owners in absent.items():
         together: dict[str, list[str]] = {}

@@ -232,11 +232,11 @@ def _cost(cost: Cost, row: int) -> str:
 
 
 def _anchor_rows(comparison: Comparison) -> list[list[str]]:
-    measured = {name for column in comparison.columns for name in column.anchors}
+    measured = dict.fromkeys(name for column in comparison.columns for name in column.anchors)
     return [
-        [title, "", "", *(_anchor(column, column.anchors.get(name)) for column in comparison.columns)]
+        [ANCHORS.get(name, name), "", "", *(_anchor(column, column.anchors.get(name)) for column in comparison.columns)]
         + [""] * len(comparison.costs)
-        for name, title in ANCHORS.items()
+        for name in dict.fromkeys([*ANCHORS, *measured])
         if name in measured
     ]
 

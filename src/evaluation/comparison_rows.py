@@ -3,16 +3,22 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Row", "RunResults", "canonical", "leaves", "make_rows", "one_per_seed", "origin", "shown"]
+__all__ = [
+    "Row", "RunResults", "by_seeds", "canonical", "leaves", "make_rows", "one_per_seed", "origin", "shared_origin", "shown",
+]  # fmt: skip
 
 # what changes neither the training nor its data; `name` says again what the config says
 _NO_TRAINING = ("seed", "name", "hydra", "callback", "logger", "evaluation", "metric")
 _PLACES = ("data.cache", "data.root")  # where data lie may differ between machines
-_ORIGIN = ("weights", "checkpoint", "settings")  # of a card's model: where its weights come from, and how it draws
+# of a run on the latents of another one: its directory, and what is the same for all seeds of its config
+_OF_AUTOENCODER = ("autoencoder.run", "autoencoder.sha256", "autoencoder.seed", "autoencoder.costs")
+_WEIGHTS = ("weights", "checkpoint")  # of a card's model: where its weights come from
+_DRAWING, _SCORING = "settings", "likelihood settings"  # how it draws samples, and how it computes likelihoods
+_LIKELIHOOD = "likelihood"  # the part of a card's settings that is of likelihoods alone
 _MOST_KEYS = 3  # in a label; where it takes more, the directory says it shorter
 
 
@@ -29,6 +35,7 @@ class RunResults:
         time: of its status, ISO 8601.
         status: "done", or what else it is, with the reason.
         costs: as in results.json; empty if they are not known.
+        is_by_autoencoder: whether runs on other seeds of its autoencoder are in other rows.
     """
 
     path: str
@@ -40,6 +47,7 @@ class RunResults:
     time: str
     status: str = "done"
     costs: dict[str, Any] = field(default_factory=dict)
+    is_by_autoencoder: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +57,15 @@ class RunResults:
     def training(self) -> dict[str, Any]:
         """The config by dotted key, without the seed and whatever else makes no other model."""
         config = {key: value for key, value in self.config.items() if key not in _NO_TRAINING}
-        return {key: value for key, value in leaves(config) if key not in _PLACES}
+        left_out = (*_PLACES, *(_OF_AUTOENCODER if self.seed_of_autoencoder is not None else ()))
+        told = {key: value for key, value in leaves(config) if not _is_at_or_below(key, left_out)}
+        return told | ({"autoencoder.seed": self.seed_of_autoencoder} if self.is_by_autoencoder else {})
+
+    @property
+    def seed_of_autoencoder(self) -> int | None:
+        """Of the training of the model whose latents are modelled; None if there is none, or it is not known."""
+        about = self.config.get("autoencoder")
+        return about.get("seed") if isinstance(about, dict) else None
 
     @cached_property
     def group(self) -> str:
@@ -101,6 +117,30 @@ def one_per_seed(runs: Sequence[RunResults]) -> tuple[list[RunResults], list[str
     ]
 
 
+def by_seeds(runs: Sequence[RunResults]) -> list[RunResults]:
+    """The runs, where some are on latents, with seeds that tell runs of one config apart.
+
+    A run on latents has two seeds, its own and that of its autoencoder. The runs of a config go by their own if each was
+    trained on one autoencoder only, else by those of the autoencoders if each of these has one run; where both vary freely,
+    the autoencoders are told apart as different rows, since runs on the same one are not independent.
+    """
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for run in runs:
+        if run.seed_of_autoencoder is not None:
+            pairs.setdefault(run.group, set()).add((run.seed, run.seed_of_autoencoder))
+    return [_by_seeds(run, pairs[run.group]) if run.seed_of_autoencoder is not None else run for run in runs]
+
+
+def _by_seeds(run: RunResults, pairs: set[tuple[int, int]]) -> RunResults:
+    assert run.seed_of_autoencoder is not None
+    own, of_autoencoders = ({pair[i] for pair in pairs} for i in range(2))
+    if len(own) == len(pairs):
+        return run
+    if len(of_autoencoders) == len(pairs):
+        return replace(run, seed=run.seed_of_autoencoder)
+    return replace(run, is_by_autoencoder=True)
+
+
 def make_rows(
     runs: Sequence[RunResults],
     values: Callable[[RunResults], list[dict[str, Any]]],
@@ -125,19 +165,69 @@ def _row(label: str, group: Sequence[RunResults], values: Callable[[RunResults],
     entries = [entry for run in group for entry in values(run)]
     if not entries:
         return Row(label, runs, None, "-")
-    held = Counter(canonical(origin(entry)) for entry in entries)
-    common = max(held, key=held.__getitem__)  # the first of equals
-    same = [entry for entry in entries if canonical(origin(entry)) == common]
-    words = [value for key, value in origin(same[0]).items() if key != "settings"] or ["unknown"]
+    same = _most_alike(entries, lambda entry: _weights(origin(entry)))
+    common = _weights(origin(same[0]))
+    for what in (_DRAWING, _SCORING):
+        concerned = [entry for entry in same if _concern(entry) == what]
+        if concerned:
+            common |= origin(_most_alike(concerned, origin)[0])
+    words = [value for key, value in common.items() if key in _WEIGHTS] or ["unknown"]
     if any(entry["card"].get("model", {}).get("classes") for entry in same):
         words.append("classes given")
-    return Row(label, runs, origin(same[0]), ", ".join(words))
+    return Row(label, runs, common, ", ".join(words))
+
+
+def _most_alike(entries: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+    """Those that have in common what most of them have."""
+    held = Counter(canonical(of(entry)) for entry in entries)
+    common = max(held, key=held.__getitem__)  # the first of equals
+    return [entry for entry in entries if canonical(of(entry)) == common]
 
 
 def origin(entry: dict[str, Any]) -> dict[str, str]:
-    """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last", "settings": {...}}`, as far as the card says it."""
+    """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last", "settings": {...}}`, as far as the card says it.
+
+    The settings are those that the value depends on: of one that is measured on samples those of drawing them, of another
+    the "likelihood settings".
+    """
     about = entry["card"].get("model", {})
-    return {field: shown(about[field]) for field in _ORIGIN if field in about}
+    found = {field: shown(about[field]) for field in _WEIGHTS if field in about}
+    settings = about.get("settings")
+    if settings:
+        what = _concern(entry)
+        found[what] = shown(_without_likelihood(settings) if what == _DRAWING else _of_likelihood(settings) or settings)
+    return found
+
+
+def shared_origin(row: Row, entry: dict[str, Any]) -> dict[str, str]:
+    """What `origin` of a value must be for it to stand in the row."""
+    common = origin(entry) if row.origin is None else row.origin
+    other = _SCORING if _concern(entry) == _DRAWING else _DRAWING
+    return {key: value for key, value in common.items() if key != other}
+
+
+def _weights(of_values: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in of_values.items() if key in _WEIGHTS}
+
+
+def _concern(entry: dict[str, Any]) -> str:
+    is_of_examples = "num_examples" in entry["card"] and "num_samples" not in entry["card"]
+    return _SCORING if is_of_examples else _DRAWING
+
+
+def _without_likelihood(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_likelihood(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key != _LIKELIHOOD
+    }
+
+
+def _of_likelihood(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same nesting, with nothing else in it."""
+    parts = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    found = {key: value if key == _LIKELIHOOD else _of_likelihood(value) for key, value in parts.items()}
+    return {key: value for key, value in found.items() if value}
 
 
 def _labels(firsts: Sequence[RunResults]) -> dict[str, str]:
@@ -173,6 +263,10 @@ def _setting(key: str, config: dict[str, Any]) -> str:
     """`key=value`, of a class its last name alone: `likelihood=Bernoulli`."""
     value = shown(config[key]) if key in config else "none"
     return f"{key.removesuffix('._target_')}={value.rpartition('.')[2]}" if key.endswith("._target_") else f"{key}={value}"
+
+
+def _is_at_or_below(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -92,18 +92,27 @@ class SamplingMeter:
 
 
 def costs_to_json(
-    model: nn.Module, training: tuple[float, str] | None, sampling: dict[str, Any] | None, earlier: dict[str, Any]
+    model: nn.Module,
+    training: tuple[float, str] | None,
+    sampling: dict[str, Any] | None,
+    earlier: dict[str, Any],
+    autoencoder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The `costs` of a results JSON:
 
     {"parameters": all of the model's, "training_seconds": x or null, "training_device": name or null,
      "sampling": as `SamplingMeter.to_json`}
 
+    and of a model on the latents of another one besides what that cost before, which `training_seconds` leaves out:
+
+    {"autoencoder": {"parameters": those of the model that are its, "training_seconds", "training_device"}}
+
     Args:
         model: any.
         training: seconds and the device, if they are known.
         sampling: of the samples drawn now; None if there are none, in which case those of `earlier` stay.
         earlier: the costs as they were known before; may be empty.
+        autoencoder: what is told of the other model; None if there is none.
     """
     seconds, device = training or (None, None)
     return {
@@ -111,17 +120,29 @@ def costs_to_json(
         "training_seconds": seconds,
         "training_device": device,
         "sampling": earlier.get("sampling") if sampling is None else sampling,
+        **({} if autoencoder is None else {"autoencoder": autoencoder}),
     }
 
 
 def costs_in_words(costs: dict[str, Any]) -> str:
     """`769,089 parameters; training took 120 s; 1,000 samples take 3.1 s, each with 50 evaluations of a network`."""
-    words = [f"{costs['parameters']:,} parameters"]
+    before = costs.get("autoencoder")
+    of_them = f", {before['parameters']:,} of them the autoencoder's" if before else ""
+    words = [f"{costs['parameters']:,} parameters{of_them}"]
     if costs["training_seconds"] is not None:
         words.append(f"training took {costs['training_seconds']:,.4g} s on {costs['training_device']}")
+        words[-1] += _with_autoencoder(costs["training_seconds"], before) if before else ""
     sampling = costs["sampling"]
     if sampling is not None:
         evaluations = sampling["evaluations_per_sample"]
         how = f", each with {evaluations:,.4g} evaluation{'s' * (evaluations != 1)} of a network" if evaluations else ""
         words.append(f"1,000 samples take {1000 * sampling['seconds'] / sampling['samples']:.3g} s{how}")
     return "; ".join(words)
+
+
+def _with_autoencoder(seconds: float, before: dict[str, Any]) -> str:
+    """` after 300 s of the autoencoder's on DEVICE, 420 s in all`."""
+    own = before["training_seconds"]
+    if own is None:
+        return ", without that of the autoencoder, which is not known"
+    return f" after {own:,.4g} s of the autoencoder's on {before['training_device']}, {own + seconds:,.4g} s in all"

@@ -5,6 +5,7 @@ All is computed by the functions that train and sample models. As in `selftest`,
 References:
     Lipman et al. 2023, arXiv:2210.02747: the best field is the mean velocity of all paths through a point.
     Karras et al. 2022, arXiv:2206.00364, appendix B: the best denoiser.
+    Ho, Jain, Abbeel 2020, arXiv:2006.11239, equation 5: the variational bound of a chain of denoising steps.
     Dowson, Landau 1982, "The Frechet distance between multivariate normal distributions": the Wasserstein distance.
 """
 
@@ -21,7 +22,7 @@ from src.metrics.frechet import frechet_distance
 from src.objectives.diffusion import EDM, Cosine, Epsilon, Linear, LogNormal, Noising, Prediction, V
 from src.objectives.matching import StraightPath, matching_loss
 from src.objectives.transport import Independent, OptimalTransport
-from src.samplers.diffusion import DDIM, ProbabilityFlow, UndoesNoise
+from src.samplers.diffusion import DDIM, ProbabilityFlow, UndoesNoise, ddim
 from src.samplers.ode import Adaptive, Euler, Heun, Solver, ode_log_prob
 
 __all__ = ["CHECKS", "gaussian_denoiser", "gaussian_field"]
@@ -185,6 +186,83 @@ def samplers_on_gaussian_data() -> Iterator[Oracle]:
             yield Oracle(f"variance {found}", scale**2, float(x.var(correction=0)), 0.02 * scale**2)
 
 
+def bound_of_ancestral_sampling() -> Iterator[Oracle]:
+    """The steps of ancestral sampling are a model with latents: its bound is never above its log likelihood, and both come
+    to that of the data as the steps become many.
+
+    With the best denoiser of N(mu, scale^2) all is Gaussian. The last step, to no noise, has none of its own and so no
+    density: the chain ends at the lowest noise level, where the data are N(mu, scale^2 + level^2).
+    """
+    noise = LogNormal(mean=-1.2, std=1.2, sigma_max=80.0, sigma_min=0.002, rho=7.0)
+    mu, scale = 1.5, 0.5
+    spread = math.hypot(scale, noise.level(1.0))
+    entropy = 0.5 * math.log(2 * math.pi * math.e * spread**2)
+    few = mu + spread * torch.tensor([-1.0, 1.0], dtype=torch.float64)  # what is quadratic has its mean over the data here
+    many = mu + spread * torch.linspace(-4, 4, 33, dtype=torch.float64)
+    gaps, excess = {}, {}
+    for steps in (250, 500, 1000):
+        levels = [noise.level(k / steps) for k in range(steps + 1)]
+        moves = [_move(gaussian_denoiser(mu, scale), *pair) for pair in itertools.pairwise(levels)]
+        least = float((_negative_bound(many, levels, moves) - _negative_log_prob(many, levels, moves)).min())
+        yield Oracle(f"bound of {steps} ancestral steps is never above log p", "yes", "yes" if least >= 0 else str(least))
+        bound, exact = (float(of(few, levels, moves).mean()) for of in (_negative_bound, _negative_log_prob))
+        gaps[steps], excess[steps] = bound - exact, bound - entropy
+    for steps in (500, 1000):
+        order = math.log2(gaps[steps // 2] / gaps[steps])
+        yield Oracle(f"order in which the gap of that bound closes, {steps} steps", 1.0, order, 0.1)
+    yield Oracle("bound of 1000 ancestral steps, nats from the entropy of the data", 0.0, excess[1000], 0.1)
+
+
+def _move(denoise: Callable[[Tensor, Tensor], Tensor], level: float, following: float) -> tuple[float, float, float]:
+    """a, b and v of one step p(x_s | x_t) = N(a x_t + b, v^2), read off the sampler, which is linear in x and its noise."""
+
+    def step(x: float, z: float) -> float:
+        return float(ddim(denoise, torch.full((1, 1), x, dtype=torch.float64), (level, following), 1.0, _ConstantNoise(z)))
+
+    b = step(0.0, 0.0)
+    return step(1.0, 0.0) - b, b, step(0.0, 1.0) - b
+
+
+_Moves = list[tuple[float, float, float]]
+
+
+def _negative_log_prob(x: Tensor, levels: list[float], moves: _Moves) -> Tensor:
+    """-log p(x) at the last level, `(B,)`: the steps are composed."""
+    mean, variance = 0.0, 1 + levels[0] ** 2
+    for a, b, v in moves:
+        mean, variance = a * mean + b, a**2 * variance + v**2
+    return 0.5 * (x - mean).square() / variance + 0.5 * math.log(2 * math.pi * variance)
+
+
+def _negative_bound(x: Tensor, levels: list[float], moves: _Moves) -> Tensor:
+    """KL(q(x_T | x) | p(x_T)) + sum E KL(q(x_s | x_t, x) | p(x_s | x_t)) - E log p(x | x_t) of x at the last level, `(B,)`.
+
+    Noise is added in independent steps: q(x_t | x) = N(x, t^2 - last^2).
+    """
+    added = [level**2 - levels[-1] ** 2 for level in levels]
+    start = 1 + levels[0] ** 2
+    total = 0.5 * ((x.square() + added[0]) / start - 1 + math.log(start / added[0]))
+    for (a, b, v), before, after in zip(moves, added[:-1], added[1:], strict=True):
+        share, variance = after / before, after * (before - after) / before
+        apart = (x - a * x - b).square() + (share - a) ** 2 * before  # of the two means, squared, on average
+        constant = 0.5 * math.log(v**2 / variance) - 0.5 if after else 0.5 * math.log(2 * math.pi * v**2)
+        total = total + 0.5 * (variance + apart) / v**2 + constant
+    return total
+
+
+class _ConstantNoise(Noise):
+    """One value everywhere."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return like.new_full(shape, self._value)
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class _UncorrelatedNoise(Noise):
     """Columns of a Hadamard matrix: signs whose mean is 0, variance 1, and correlation with all others 0, exactly.
 
@@ -216,6 +294,7 @@ CHECKS: tuple[Callable[[], Iterator[Oracle]], ...] = (
     likelihood_of_linear_fields,
     loss_of_zero_networks,
     samplers_on_gaussian_data,
+    bound_of_ancestral_sampling,
 )
 
 _FLOAT64 = torch.zeros((), dtype=torch.float64)

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,12 +14,14 @@ from src.core.collectives import gather_to_first, num_ranks, own_rank
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import CanSample, HasSettings
 from src.core.rng import SampleNoise, derive_seed, hash_bits
+from src.core.sound import LOG_MEL, Sound, from_pcm, log_mel, mel_to_waveform, mu_law_decode, mu_law_encode, to_pcm, to_waveform
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.costs import SamplingMeter
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Inputs, Measurement, Metric
+from src.metrics.metric import GRIFFIN_LIM, HELD_OUT, MU_LAW, NOISE, UNTRAINED, Inputs, Measurement, Metric
 from src.metrics.store import Store
+from src.metrics.text import Text
 
 __all__ = ["Drawn", "draw_samples", "draw_together", "evaluate", "require_protocol", "spread_classes"]
 
@@ -27,6 +29,7 @@ Drawn = list[tuple[Tensor, Tensor | None]] | NotApplicable
 """Batches of a model's samples as metrics see them (`_as_measured`), and the classes asked for; or why there are none."""
 
 _DEFAULT_MAX_SAMPLES = 10_000
+_CLIPS_AT_A_TIME = 100  # of sound
 _SOFTWARE = ("torch", "torchmetrics", "torch-fidelity")
 
 
@@ -69,7 +72,7 @@ def evaluate(
     num_samples = _num_samples(data, num_samples)
     device = next(model.parameters()).device
     model.eval()
-    is_measured = data.spec.modality in _MEASURED
+    is_measured = _is_measured(data.spec)
     labels = _data_classes(data, num_samples, seed)
     condition = None if labels is None else labels.to(device)
     draw = (data.spec, condition, num_samples, batch_size, seed)
@@ -79,6 +82,8 @@ def evaluate(
     if is_measured:
         anchors[HELD_OUT] = _split_images(data, "test", num_samples)
         anchors[NOISE] = _noise(data, labels, num_samples, batch_size, seed)
+        if data.spec.sound is not None:
+            anchors |= _round_trips(data.spec.sound, anchors[HELD_OUT])
     if untrained is not None and isinstance(generated, ImageSet):
         before = _generated(untrained.eval().to(device), f"the untrained {model_name}", *draw, drawn_before, None)
         anchors |= {UNTRAINED: before} if isinstance(before, ImageSet) else {}
@@ -98,6 +103,8 @@ def evaluate(
         num_likelihood_examples=num_likelihood_examples,
         classifier=functools.cache(classifier),
         store=store,
+        text=_text(data),
+        clips=None if data.spec.sound is None else data.arrays.splits["test"].x,
     )
     card = {
         "data": f"{data.spec.name}-{data.arrays.fingerprint[:12]}",
@@ -155,7 +162,7 @@ def draw_together(
     They take turns in batches, so that each sample is drawn once and is, to the bit, that of a run on one device. Rank 0
     gets all of them, the others nothing. `meter` is told what this process's share costs.
     """
-    if data.spec.modality not in _MEASURED:
+    if not _is_measured(data.spec):
         return _UNMEASURED
     if not isinstance(model, CanSample):
         return NotApplicable(f"{model_name} has no {CanSample.__name__}")
@@ -171,13 +178,30 @@ def draw_together(
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
-_MEASURED = ("image", "vector")
-_UNMEASURED = NotApplicable(f"only samples of {' or '.join(_MEASURED)} data are measured so far")
+_MEASURED = ("image", "vector", "tokens")
+_UNMEASURED = NotApplicable(f"only samples of {' or '.join((*_MEASURED, 'sound'))} data are measured so far")
+
+
+def _is_measured(spec: DataSpec) -> bool:
+    return spec.sound is not None or spec.modality in _MEASURED
 
 
 def _as_measured(spec: DataSpec, x: Tensor) -> Tensor:
-    """What metrics see of examples: images as bytes, vectors as they are, in float32."""
+    """What metrics see of examples: images as bytes, sounds as waveforms of 16 bits, tokens as their numbers, vectors as they
+    are, in float32."""
+    if spec.sound is not None:
+        return to_pcm(to_waveform(x, spec.sound))
+    if spec.modality == "tokens":
+        return x.long()
     return spec.to_bytes(x) if spec.modality == "image" else x.float()
+
+
+def _text(data: ArrayData) -> Text | None:
+    arrays, streams = data.arrays, data.arrays.streams
+    if arrays.tokenizer is None or not streams:
+        return None
+    identity = {"fingerprint": arrays.fingerprint, "tokenizer": arrays.tokenizer.in_words}
+    return Text(streams["train"], streams["test"], arrays.tokenizer, data.spec.num_dims - 1, identity)
 
 
 def _num_samples(data: ArrayData, num_samples: int | None) -> int:
@@ -251,13 +275,20 @@ def _split_images(data: ArrayData, split: str, limit: int | None) -> ImageSet:
     chosen = torch.randperm(len(arrays), generator=torch.Generator().manual_seed(derive_seed(0, 4)))[:count].sort().values
 
     def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
+        if data.spec.sound is not None:  # as they were recorded, whatever models see of them
+            for index in chosen.split(_CLIPS_AT_A_TIME):
+                y = None if arrays.y is None else torch.from_numpy(arrays.y[index.numpy()])
+                yield torch.from_numpy(arrays.x[index.numpy()]), y
+            return
         for batch in data.held_out_loader(split, chosen):
             some = data.to_units(batch)
             yield _as_measured(data.spec, some.x), some.condition
 
     def identity() -> dict[str, Any]:
-        levels = data.arrays.source_levels
-        return {"sha256": arrays.sha256, "levels": levels, "split": split, "count": count, "spec": data.spec.to_dict()}
+        about = {"sha256": arrays.sha256, "split": split, "count": count}
+        if data.spec.sound is not None:
+            return about | {"clips": "16 bits"}
+        return about | {"levels": data.arrays.source_levels, "spec": data.spec.to_dict()}
 
     return ImageSet(batches, count, identity)
 
@@ -282,8 +313,12 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 
 def _noise(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
-    """Images of independent uniform bytes, or points uniform in the box that the training points span."""
-    return (_noise_images if data.spec.modality == "image" else _noise_points)(data, labels, num_samples, batch_size, seed)
+    """Images of independent uniform bytes, clips of such numbers of 16 bits, points uniform in the box that the training points
+    span, or uniform tokens."""
+    if data.spec.sound is not None:
+        return _noise_clips(data, labels, num_samples, batch_size, seed)
+    makers = {"image": _noise_images, "vector": _noise_points, "tokens": _noise_tokens}
+    return makers[data.spec.modality](data, labels, num_samples, batch_size, seed)
 
 
 def _noise_images(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
@@ -298,6 +333,35 @@ def _noise_images(data: ArrayData, labels: Tensor | None, num_samples: int, batc
     return _noise_set(images, labels, num_samples, batch_size, about)
 
 
+def _noise_clips(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
+    assert data.spec.sound is not None
+    length = data.spec.sound.length
+
+    def clips(index: Tensor) -> Tensor:
+        return hash_bits(derive_seed(seed, 2), index, (length + 3) // 4).view(torch.int16)[:, :length]
+
+    about = {"noise": "uniform 16 bits", "length": length, "count": num_samples, "seed": seed}
+    return _noise_set(clips, labels, num_samples, batch_size, about)
+
+
+def _round_trips(sound: Sound, held_out: ImageSet) -> dict[str, ImageSet]:
+    """Held-out clips by way of mu-law, and by way of a log-mel: what models of these cannot surpass."""
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        MU_LAW: lambda x: mu_law_decode(mu_law_encode(x)),
+        GRIFFIN_LIM: lambda x: mel_to_waveform(log_mel(x, sound), sound),
+    }
+
+    def through(name: str) -> ImageSet:
+        def batches() -> Iterable[tuple[Tensor, Tensor | None]]:
+            for clips, labels in held_out.batches():
+                yield to_pcm(ways[name](from_pcm(clips))), labels
+
+        settings = {} if name == MU_LAW else asdict(sound.seen_as(LOG_MEL))
+        return ImageSet(batches, held_out.count, lambda: {"of": held_out.identity, "round_trip": name, **settings})
+
+    return {name: through(name) for name in ways}
+
+
 def _noise_points(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
     x = data.arrays.splits["train"].x
     low, high = torch.from_numpy(x.min(0)), torch.from_numpy(x.max(0))
@@ -309,6 +373,17 @@ def _noise_points(data: ArrayData, labels: Tensor | None, num_samples: int, batc
     box = [low.tolist(), high.tolist()]
     about = {"noise": "uniform in a box", "box": box, "count": num_samples, "seed": seed}
     return _noise_set(points, labels, num_samples, batch_size, about)
+
+
+def _noise_tokens(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
+    spec, levels = data.spec, data.spec.values.levels
+    assert levels is not None
+
+    def tokens(index: Tensor) -> Tensor:
+        return (hash_bits(derive_seed(seed, 2), index, spec.num_dims) % levels).reshape(-1, *spec.shape)
+
+    about = {"noise": "uniform tokens", "levels": levels, "shape": spec.shape, "count": num_samples, "seed": seed}
+    return _noise_set(tokens, labels, num_samples, batch_size, about)
 
 
 def _noise_set(
@@ -332,4 +407,4 @@ def _measure(metric: Metric, inputs: Inputs, card: dict[str, Any]) -> Measuremen
         found = metric.measure(inputs)
     except NotApplicable as reason:
         return reason
-    return replace(found, card=found.card | card)
+    return replace(found, card=card | found.card)  # a metric may say more exactly what its data are

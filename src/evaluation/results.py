@@ -9,9 +9,10 @@ from rich.table import Table
 from src.core.errors import NotApplicable
 from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Finding, Measurement, Reading
 
-__all__ = ["SCHEMA", "absences", "alarms", "findings", "results_table", "scalars", "to_json", "to_markdown"]
+__all__ = ["SCHEMA", "absences", "alarms", "findings", "results_table", "scalars", "to_json", "to_markdown", "yardsticks"]
 
 SCHEMA = 2
+_COLUMNS = (HELD_OUT, NOISE, UNTRAINED)  # reference rows with a column of their own; others stand below the table
 Results = Mapping[str, Measurement | NotApplicable]
 
 
@@ -49,7 +50,7 @@ def to_markdown(plain: dict[str, Any]) -> str:
     """The same table for TensorBoard, with findings and absences below it."""
     names, rows = _cells(plain)
     lines = [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
-    notes = [f"- {line}" for line in [*findings(plain), *absences(plain)]]
+    notes = [f"- {line}" for line in [*findings(plain), *yardsticks(plain), *absences(plain)]]
     return "\n".join([*lines, "", *notes])
 
 
@@ -59,6 +60,18 @@ def findings(plain: dict[str, Any]) -> list[str]:
     wrong = [f"ALARM ({finding['alarm']}): {finding['words']}" for finding in found if finding["alarm"]]
     fine = [finding["words"] for finding in found if not finding["alarm"]]
     return wrong + ([f"no alarm: {'; '.join(fine)}"] if fine else [])
+
+
+def yardsticks(plain: dict[str, Any]) -> list[str]:
+    """One line for each metric with rows that have no column, as "nats_per_token 1.5 nats/token, beside uniform 4.174"."""
+    lines = []
+    for name, entry in plain["metrics"].items():
+        rows = {row: some for row, some in entry.get("anchors", {}).items() if row not in _COLUMNS and "value" in some}
+        if rows:
+            shown = ", ".join(f"{row.replace('_', ' ')} {reading['value']:.4g}" for row, reading in rows.items())
+            unit = "" if entry["unit"] == "1" else f" {entry['unit']}"
+            lines.append(f"{name} {entry['value']:.4g}{unit}, beside {shown}")
+    return lines
 
 
 def alarms(plain: dict[str, Any]) -> set[str]:
@@ -84,7 +97,7 @@ def _cells(plain: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for anchor, reading in entry["anchors"].items():
             if "value" in reading:
                 counts.setdefault(anchor, set()).add(reading["count"])
-    order = [anchor for anchor in (HELD_OUT, NOISE, UNTRAINED) if anchor in counts]
+    order = [anchor for anchor in _COLUMNS if anchor in counts]
     headers = {anchor: f"{anchor.replace('_', ' ')} ({_range(counts[anchor])})" for anchor in order}
     names = ["metric", "value", "95 % interval", *headers.values(), "unit"]
     rows = []

@@ -43,6 +43,7 @@ __all__ = ["CHECKS", "STORED", "Oracle", "classifier_oracles", "oracles", "oracl
 STORED = {
     "cifar10.safetensors": (47.4257914, 1.55306333, 87.1631341),
     "digits.safetensors": (251.491387, 2.9911109, 19504.7424),
+    "fsdd.safetensors": (5654.55093, 3.23444746, 7178982.84),
     "mnist.safetensors": (83.0807776, 1.41216603, 12.9892759),
 }
 """FD, CS and KD on each shipped classifier, of the images in `classifier_oracles`; for a new one those that it gives."""

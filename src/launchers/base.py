@@ -94,7 +94,8 @@ class JobLauncher(Launcher, ABC):
             config.hydra.job.id = config.hydra.job.num = number
         HydraConfig.instance().set_config(config)  # for references to ${hydra:...}
         directory = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-        return Job(number, Run(directory), descriptive(config.hydra.overrides.task), named(config, config.hydra), config)
+        run, overrides = Run(directory), descriptive(config.hydra.overrides.task)
+        return Job(number, run, overrides, named(config, config.hydra, run), config)
 
     def worth_running(self, jobs: Sequence[Job]) -> list[Job]:
         """Those that have something to do, each directory once, written down; says why the others have not."""

@@ -66,9 +66,10 @@ class Features:
 
 
 class Extractor(ABC):
-    """Turns uint8 images `(B, C, H, W)` in 0 .. 255, or float32 vectors `(B, D)`, into features and logits.
+    """Turns uint8 images `(B, C, H, W)` in 0 .. 255, float32 vectors `(B, D)`, or int16 clips of sound `(B, T)`, into features
+    and logits.
 
-    It is of one of the two. Nothing in it ever trains.
+    It is of one of the three. Nothing in it ever trains.
     """
 
     name: str
@@ -105,8 +106,12 @@ class NetworkExtractor(Extractor):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         device = next((weight.device for weight in self._network.parameters()), images.device)
         with torch.autocast(device.type, enabled=False):
-            features, logits = self._network(images.to(device).float().div(127.5).sub(1))
+            features, logits = self._network(self._seen(images.to(device)))
         return features.cpu().float(), logits.cpu().float()
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the network sees of images: values in [-1, 1]."""
+        return images.float().div(127.5).sub(1)
 
 
 class ImageSet:

@@ -37,7 +37,7 @@ def read_frozen(file: Path, sha256: str | None) -> tuple[dict[str, Tensor], dict
     """Weights, what is known of them, and the file's SHA-256.
 
     What is known has the keys `network` (its `_target_` and arguments), `data` (a name), `in_shape`, `class_names` and
-    `accuracy` (share of the test images that it is right on).
+    `accuracy` (share of the test images that it is right on); that of sounds also `sound`, how it sees them.
 
     Raises `NotApplicable` if the file cannot be read, or is not the one that is asked for.
 
@@ -64,8 +64,9 @@ def read_frozen(file: Path, sha256: str | None) -> tuple[dict[str, Tensor], dict
 
 
 def frozen_file(folder: Path, spec: DataSpec, fingerprint: str) -> Path:
-    """Where the frozen classifier of a prepared data set is kept, one for each kind of values."""
-    return folder / f"{spec.name}-{spec.values.kind}-{fingerprint[:12]}.safetensors"
+    """Where the frozen classifier of a prepared data set is kept, one for each kind of values; of sounds one for all."""
+    kind = spec.values.kind if spec.sound is None else "sound"
+    return folder / f"{spec.name}-{kind}-{fingerprint[:12]}.safetensors"
 
 
 def find_frozen(named: str | None, folder: Path, spec: DataSpec, fingerprint: str) -> Path:

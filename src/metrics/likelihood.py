@@ -19,6 +19,7 @@ from src.core.protocols import (
     CanBound,
     CanScore,
     CanWeigh,
+    CountsLikelihoodEvaluations,
     HasBaseline,
     HasPrior,
     HasSettings,
@@ -41,6 +42,7 @@ __all__ = [
     "LogLikelihood",
     "PriorMonteCarlo",
     "TestLoss",
+    "exact_likelihood",
 ]
 
 Of = Callable[[Batch, SampleNoise], Terms]
@@ -59,6 +61,11 @@ class BitsPerDim(Metric):
     def measure(self, inputs: Inputs) -> Measurement:
         scale, protocol = _bits_per_nat(inputs), _of_exact(inputs)
         return _likelihood(inputs, _exact, scale, "bits/dim", LOWER, protocol)
+
+
+def exact_likelihood(inputs: Inputs, scale: float, unit: str, better: str, protocol: dict[str, Any]) -> Measurement:
+    """Mean exact log likelihood of test examples, times a factor, computed once for all units."""
+    return _likelihood(inputs, _exact, scale, unit, better, _of_exact(inputs) | protocol)
 
 
 class ForwardKL(Metric):
@@ -171,7 +178,7 @@ class BaselineLogLikelihood(Metric):
         def of(batch: Batch, noise: SampleNoise) -> Terms:
             return {"value": inputs.model.baseline_log_prob(batch.x, batch.condition) - inputs.spec.log_scale}
 
-        return _mean(inputs, of, 1.0, "nats", HIGHER, _of_what(inputs))
+        return _mean(inputs, of, 1.0, "nats", HIGHER, _of_what(inputs), inputs.num_likelihood_examples)
 
 
 _LADDER = (1, 5, 50, 500, 5000)
@@ -280,20 +287,32 @@ def _mean(
         num_examples: so many of the test examples, evenly spread; None for all.
         kept_as: a name for metrics of one quantity in several units, for which it is computed once.
     """
-    found = inputs.kept.get(kept_as) if kept_as else None
-    if found is None:
+    kept = inputs.kept.get(kept_as) if kept_as else None
+    if kept is None:
+        before = _evaluations(inputs)
         found = _terms(inputs, of, num_examples)
+        kept = found, _evaluations(inputs) - before
     if kept_as:
-        inputs.kept[kept_as] = found
+        inputs.kept[kept_as] = kept
+    found, num_evaluations = kept
     terms = {name: scale * values for name, values in found.items()}
     values = terms.pop("value")
     num_bad = int((~values.isfinite()).sum())
     if num_bad:
         raise NotApplicable(f"{num_bad} of {len(values)} test examples have no finite value")
     card = {"split": "test", "num_examples": len(values), "values": inputs.spec.values.kind, **protocol}
+    if num_evaluations:
+        card["evaluations_per_example"] = num_evaluations / len(values)
     means = {name: float(part.mean()) for name, part in terms.items()}
     parts = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return Measurement(float(values.mean()), unit, card, better, mean_interval(values), parts)
+
+
+def _evaluations(inputs: Inputs) -> int:
+    """Of the model's network, so far, in likelihoods; 0 of a model that does not count them."""
+    if isinstance(inputs.model, CountsLikelihoodEvaluations):
+        return int(inputs.model.num_likelihood_evaluations)
+    return 0
 
 
 @torch.no_grad()

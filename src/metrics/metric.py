@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +17,14 @@ from src.core.spec import DataSpec
 from src.core.stack import Stack
 from src.metrics.features import Extractor, Features, ImageSet
 from src.metrics.store import Store
+from src.metrics.text import Text
 
 __all__ = [
+    "GRIFFIN_LIM",
     "HELD_OUT",
     "HIGHER",
     "LOWER",
+    "MU_LAW",
     "NOISE",
     "QUANTISATION",
     "UNTRAINED",
@@ -37,6 +41,7 @@ __all__ = [
 
 LOWER, HIGHER, ZERO = "lower", "higher", "zero"  # which values of a metric are better: ZERO is "near zero"
 HELD_OUT, NOISE, UNTRAINED = "held_out", "noise", "untrained"  # the reference rows
+MU_LAW, GRIFFIN_LIM = "mu_law", "griffin_lim"  # of sound: held-out clips after a round trip through a representation
 QUANTISATION = "clamped and rounded to 0 .. 255"
 
 
@@ -117,6 +122,8 @@ class Inputs:
         stack: how the data are made of smaller images, if they are.
         num_likelihood_examples: so many test examples, evenly spread, have their likelihood computed; None for all.
         kept: what one metric has computed for another.
+        text: what the data are windows of, if they are text.
+        clips: of sound, the test examples as they were recorded, `(N, T)` int16, in the order of `test_batches`.
     """
 
     model: nn.Module
@@ -135,6 +142,8 @@ class Inputs:
     stack: Stack | None = None
     num_likelihood_examples: int | None = None
     kept: dict[str, Any] = field(default_factory=dict)
+    text: Text | None = None
+    clips: np.ndarray | None = None
 
     def need_generated(self) -> ImageSet:
         if isinstance(self.generated, NotApplicable):
@@ -142,8 +151,23 @@ class Inputs:
         return self.generated
 
     def need_images(self) -> None:
+        if self.spec.sound is not None:
+            raise NotApplicable(f"it is of images; data={self.spec.name} gives sound")
         if self.spec.modality != "image":
             raise NotApplicable(f"it is of images; data={self.spec.name} gives {self.spec.modality}")
+
+    def need_text(self) -> Text:
+        if self.text is None:
+            kind = "tokens that are no text" if self.spec.modality == "tokens" else self.spec.modality
+            raise NotApplicable(f"it is of text; data={self.spec.name} gives {kind}")
+        return self.text
+
+    @property
+    def quantisation(self) -> str:
+        """What becomes of examples before they are measured, for cards."""
+        if self.spec.sound is not None:
+            return "waveforms of 16 bits"
+        return QUANTISATION if self.spec.modality == "image" else "none"
 
     def need_held_out(self) -> ImageSet:
         if HELD_OUT not in self.anchors:
@@ -173,6 +197,7 @@ class Space(ABC):
     """Where image sets are measured: gives an extractor for the data at hand."""
 
     in_words = "features"  # as in "near in features"
+    takes_sound = False  # as clips of 16-bit integers, whatever models see of them
 
     @abstractmethod
     def extractor(self, inputs: Inputs) -> Extractor:
@@ -190,7 +215,7 @@ class SampleMetric(Metric):
 
     unit = "1"
     better: str | None = LOWER
-    beside: tuple[str, ...] = (HELD_OUT, NOISE, UNTRAINED)  # the reference rows it is measured on
+    beside: tuple[str, ...] = (HELD_OUT, NOISE, UNTRAINED, MU_LAW, GRIFFIN_LIM)  # the reference rows it is measured on
     judges_by_held_out = False  # True: its held-out row is of further held-out images, since these are its yardstick
 
     def __init__(self, space: Space) -> None:
@@ -198,7 +223,8 @@ class SampleMetric(Metric):
 
     def extractor(self, inputs: Inputs) -> Extractor:
         """The features it is measured on; raises `NotApplicable` if they cannot be had."""
-        inputs.need_images()
+        if inputs.spec.sound is None or not self._space.takes_sound:
+            inputs.need_images()
         return self._space.extractor(inputs)
 
     @abstractmethod
@@ -236,7 +262,7 @@ class SampleMetric(Metric):
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
-            "quantisation": QUANTISATION if inputs.spec.modality == "image" else "none",
+            "quantisation": inputs.quantisation,
             "seed": inputs.seed,
             "num_samples": reading.count,
             **self.conditions(inputs, reading),

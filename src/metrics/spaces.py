@@ -22,6 +22,8 @@ _MAX_FITTED = 10_000  # images the components are sought on
 class DomainClassifier(Space):
     """The features of the frozen classifier of the data set."""
 
+    takes_sound = True
+
     def extractor(self, inputs: Inputs) -> Extractor:
         return inputs.classifier()
 

@@ -73,9 +73,22 @@ class Store:
         depends["images"] = self._identity(images)
         if extractor is not None:
             depends["extractor"] = {"name": extractor.name, "sha256": extractor.sha256}
+        return self._get(what, depends, make, keep and images.identity is not None)
+
+    def of(self, what: str, identity: dict[str, Any], make: Callable[[], Tensors]) -> Tensors:
+        """A quantity of data other than images, computed by `make` unless it is known.
+
+        Args:
+            what: its name.
+            identity: all that it depends on, as plain JSON types, as the hash of the data.
+            make: computes it, as tensors by name.
+        """
+        return self._get(what, {"version": _VERSION, "what": what, "identity": identity}, make, keep=True)
+
+    def _get(self, what: str, depends: dict[str, Any], make: Callable[[], Tensors], keep: bool) -> Tensors:
         key = json.dumps(depends, sort_keys=True)
         if key not in self._memory:
-            is_kept = keep and images.identity is not None and self._folder is not None
+            is_kept = keep and self._folder is not None
             self._memory[key] = self._on_disk(what, key, make) if is_kept else self._computed(make)
         return self._memory[key]
 

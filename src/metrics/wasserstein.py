@@ -12,6 +12,7 @@ References:
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor
 from src.core.errors import NotApplicable, UserError
 from src.core.rng import derive_seed
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import HELD_OUT, NOISE, Inputs, Reading, SampleMetric, Space
+from src.metrics.metric import HELD_OUT, NOISE, Inputs, Measurement, Reading, SampleMetric, Space
 
 __all__ = ["Wasserstein", "wasserstein_2"]
 
 _MAX_POINTS = 2000
+_STANDARDIZED = "each column less its mean, over its standard deviation, both of the training rows"
 
 
 def wasserstein_2(x: Tensor, y: Tensor) -> float:
@@ -60,6 +62,9 @@ class Wasserstein(SampleMetric):
     """W2 between some of the samples and as many held-out points, in data units. Its held-out row is the floor: further
     real points against the same held-out points.
 
+    Of a table, whose columns are standardized, a distance is one of standardized columns: in the table's own units the
+    column with the largest numbers would be all that counts.
+
     Args:
         num_points: n, at most 2000; fewer if there are fewer samples or held-out points.
     """
@@ -90,7 +95,12 @@ class Wasserstein(SampleMetric):
         return Reading(float(distance), count)
 
     def conditions(self, inputs: Inputs, reading: Reading) -> dict[str, Any]:
-        return {"num_reference": reading.count, "reference_split": "test", **self.protocol()}
+        units = {} if inputs.spec.own_units is None else {"units": _STANDARDIZED}
+        return {"num_reference": reading.count, "reference_split": "test", **units, **self.protocol()}
+
+    def measure(self, inputs: Inputs) -> Measurement:
+        found = super().measure(inputs)
+        return found if inputs.spec.own_units is None else replace(found, unit="standardized units")
 
     def protocol(self) -> dict[str, Any]:
         return {"order": 2, "assignment": "exact"}

@@ -11,6 +11,7 @@ from src.core.batch import Batch
 from src.core.errors import require_at_least
 from src.core.protocols import Terms
 from src.core.rng import Noise, fresh_noise
+from src.core.sound import LOG_MEL, log_mel, to_waveform
 from src.core.spec import DataSpec
 
 __all__ = ["Classifier"]
@@ -18,6 +19,8 @@ __all__ = ["Classifier"]
 
 class Classifier(nn.Module):
     """Minimises the cross entropy of the class, in nats, on images that are shifted and mirrored at random.
+
+    Sounds it sees as log-mels, whatever their representation.
 
     Args:
         spec: the data, labelled.
@@ -30,23 +33,33 @@ class Classifier(nn.Module):
 
     def __init__(self, spec: DataSpec, network: Callable[..., nn.Module], max_shift: int = 0, mirror: bool = False) -> None:
         super().__init__()
-        spec.require_modality("image")
+        if spec.sound is None:
+            spec.require_modality("image")
         spec.require_classes()
         require_at_least("model.max_shift", max_shift, 0)
         self._max_shift = max_shift
         self._mirror = mirror
-        self._empty = spec.values.low  # what is shifted in
-        self.network = network(in_shape=spec.shape, num_classes=spec.num_classes)
+        self._sound = spec.sound
+        self._empty = spec.values.low if spec.sound is None else -1.0  # what is shifted in
+        self.in_shape = spec.shape if spec.sound is None else spec.sound.mel_shape
+        self.network = network(in_shape=self.in_shape, num_classes=spec.num_classes)
 
     def loss(self, batch: Batch, *, generator: Noise | None = None) -> Terms:
         assert batch.condition is not None, "the data of a classifier has labels"
-        x = self._varied(batch.x, generator or fresh_noise()) if self.training else batch.x
-        logits = self.classify(x)
+        x = self._seen(batch.x)
+        x = self._varied(x, generator or fresh_noise()) if self.training else x
+        logits = self.network(x)[1]
         error = (logits.argmax(1) != batch.condition).float()
         return {"loss": F.cross_entropy(logits, batch.condition, reduction="none"), "error": error}
 
     def classify(self, x: Tensor) -> Tensor:
-        return self.network(x)[1]
+        return self.network(self._seen(x))[1]
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Images as they are, of sounds their log-mel."""
+        if self._sound is None or self._sound.representation == LOG_MEL:
+            return x
+        return log_mel(to_waveform(x, self._sound), self._sound)
 
     def _varied(self, x: Tensor, generator: Noise) -> Tensor:
         """Each image shifted by whole pixels, and perhaps mirrored."""

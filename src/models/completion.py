@@ -69,7 +69,8 @@ class CompletionVAE(nn.Module):
         if num_known not in _KNOWN:
             raise UserError(f"model.num_known={num_known} must be 1, 2 or 3 quadrants")
         self.is_conditional = False  # on classes
-        self.of_what = f"the other pixels given {_KNOWN[num_known]}"
+        self.known_in_words = _KNOWN[num_known]
+        self.of_what = f"the other pixels given {self.known_in_words}"
         self._spec = spec
         self.likelihood = likelihood(spec=spec)
         mask = known_quadrants(spec.shape[1], spec.shape[2], num_known)
@@ -87,6 +88,11 @@ class CompletionVAE(nn.Module):
             in_shape=(latent_dim,), out_shape=parameters_shape, condition_dim=known_shape[0] * known_shape[1]
         )
         self.baseline = baseline(in_shape=known_shape, out_shape=parameters_shape)
+
+    @property
+    def known_mask(self) -> Tensor:
+        """True where an image is known, `(C, H, W)`."""
+        return self._mask.expand(self._spec.shape)
 
     @property
     def objective(self) -> str:
@@ -159,7 +165,7 @@ class CompletionVAE(nn.Module):
     ) -> Tensor:
         """`complete`, for the one mask that the model was made for."""
         if not torch.equal(mask, self._mask.expand_as(mask)):
-            raise NotApplicable(f"it completes images of which {self.of_what.partition('given ')[2]} is known")
+            raise NotApplicable(f"it completes images of which {self.known_in_words} is known, and no others (known=null)")
         return self.complete(x, generator=generator)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,8 @@ from src.core.spec import DataSpec
 from src.models.stepwise import Stepwise
 from src.objectives.diffusion import Noising, Prediction
 from src.objectives.matching import matching_loss
-from src.samplers.diffusion import ProbabilityFlow, UndoesNoise, flow_field
-from src.samplers.ode import Solver, ode_log_prob
+from src.samplers.diffusion import ProbabilityFlow, UndoesNoise, flow_log_prob
+from src.samplers.ode import Solver
 
 __all__ = ["Diffusion"]
 
@@ -101,23 +101,23 @@ class Diffusion(Stepwise):
 
     def _log_density(self, x: Tensor, features: tuple[Tensor, ...], generator: Noise) -> Tensor:
         def denoise(x: Tensor, sigma: Tensor, *features: Tensor) -> Tensor:
-            return self._denoised(self.network, x, sigma, features)
+            return self._denoised(self._in_likelihood, x, sigma, features)
 
         def start_log_prob(x: Tensor) -> Tensor:
             constant = 0.5 * self._spec.num_dims * math.log(2 * math.pi * self._start_scale**2)
             return sum_event(-0.5 * (x / self._start_scale).square()) - constant
 
-        return ode_log_prob(
-            flow_field(denoise),
+        return flow_log_prob(
+            self._likelihood_solver,
+            denoise,
             x,
             self._noise.level(1.0),
             self._noise.level(0.0),
             start_log_prob,
-            self._likelihood_solver,
             divergence=self._divergence,
             generator=generator,
             context=features,
-            spacing=lambda u: self._noise.level(1 - u),
+            levels=lambda u: self._noise.level(1 - u),
         )
 
     def _losses(self, x: Tensor, condition: Tensor | None, u: Tensor, generator: Noise) -> Tensor:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.errors import NotApplicable, UserError
+from src.core.errors import UserError
+from src.core.protocols import Terms
 from src.core.rng import Noise, fresh_noise
+from src.core.shapes import sum_event
 from src.core.spec import DataSpec
-from src.models.stepwise import Stepwise
+from src.models.stepwise import Stepwise, full_precision
 from src.objectives.matching import Path, Source, matching_loss
 from src.objectives.transport import Coupling
 from src.samplers.ode import Solver, ode_log_prob, path_energy
@@ -31,7 +33,7 @@ class FlowMatching(Stepwise):
         network: v, called as `network(in_shape=, out_shape=, condition_dim=)`.
         path: between x0 and x1.
         source: distribution of x0.
-        coupling: which x0 goes with which x1.
+        coupling: which x0 goes with which x1, in training.
         sampler: solver of samples.
         likelihood_solver: solver of the likelihood.
         divergence: "exact" or "hutchinson"; None for exact up to 16 dimensions.
@@ -76,14 +78,18 @@ class FlowMatching(Stepwise):
         paths = f"{self._path.in_words}, {self._coupling.in_words}, from {self._source.in_words}"
         return self._in_words(f"|v - velocity|^2 / D on {paths}")
 
+    def path_settings(self) -> dict[str, Any]:
+        return self._likelihood_solver.settings()
+
     @torch.no_grad()
-    def path_energy(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
-        """Integral of |v|^2 dt along the paths of n samples, `(n,)` in squared units of the data."""
-        if float(self.scale.max() - self.scale.min()) > 0:
-            raise NotApplicable("its paths are in standardized units, which differ between dimensions")
+    def path_energy_terms(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
+        """Of the paths that begin as samples do, followed by the solver of the likelihood; guided as samples are."""
         start = self._start(n, generator or fresh_noise())
-        energy = path_energy(self._answer, start, 0.0, 1.0, self._sampler, self._features(condition, start))[1]
-        return self.scale.reshape(-1)[0].square() * energy
+        features = self._features(condition, start)
+        with full_precision(start):
+            end, energy = path_energy(self._answer, start, 0.0, 1.0, self._likelihood_solver, features, self.scale)
+        displacement = sum_event((self.scale * (end - start)).square())
+        return {"displacement": displacement, "bend": energy - displacement}
 
     def _start(self, n: int, generator: Noise) -> Tensor:
         return self._source.sample((n, *self._spec.shape), self.shift, generator)
@@ -102,7 +108,7 @@ class FlowMatching(Stepwise):
 
     def _log_density(self, x: Tensor, features: tuple[Tensor, ...], generator: Noise) -> Tensor:
         return ode_log_prob(
-            self.network,
+            self._in_likelihood,
             x,
             1.0,
             0.0,
@@ -115,7 +121,8 @@ class FlowMatching(Stepwise):
 
     def _losses(self, x: Tensor, condition: Tensor | None, u: Tensor, generator: Noise) -> Tensor:
         x0 = self._source.sample(tuple(x.shape), x, generator)
-        x0 = x0[self._coupling.order(x0, x, condition)]
+        if self.training:  # held out, the loss of an example shall not depend on its batch
+            x0 = x0[self._coupling.order(x0, x, condition)]
         x_t, target = self._path.at(x0, x, u)
         return matching_loss(self._in_training(x_t, u, condition, generator), target)
 

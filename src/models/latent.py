@@ -2,6 +2,9 @@
 
     z = (encode(x) - mean) / scale,    x' = decode(mean + scale z'),    z' ~ the density
 
+Where the density draws its z' as a function of noise e ~ N(0, I), as flows do, the noise is the code of the whole model,
+decode(e) = x', so that one can go from one sample to another. Else the code is z.
+
 A mixture of Gaussians makes a generative model of a plain autoencoder; flow matching on its latents is latent diffusion.
 
 References:
@@ -20,6 +23,7 @@ from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.protocols import (
     CanBeSteered,
+    CanDecode,
     CanEncode,
     CanSample,
     ExpectationMaximization,
@@ -27,11 +31,12 @@ from src.core.protocols import (
     HasSettings,
     NeedsPreparation,
     Terms,
+    Trainable,
 )
 from src.core.rng import Noise
 from src.core.spec import CONTINUOUS, DataSpec, Values
 
-__all__ = ["Latent", "MixtureLatent", "TrainableLatent", "fit_on_latents"]
+__all__ = ["InvertibleLatent", "Latent", "MixtureLatent", "NoiseLatent", "TrainableLatent", "fit_on_latents"]
 
 _LEAST_SCALE = 1e-6  # of a latent dimension, relative to the largest; one that never changes is left alone
 
@@ -54,12 +59,23 @@ def fit_on_latents(spec: DataSpec, autoencoder: nn.Module, name: str, density: C
     values = Values(CONTINUOUS, low=-math.inf, high=math.inf, levels=None)
     of_latents = DataSpec(f"{spec.name}-latents", "vector", (latent_dim,), values, spec.class_names)
     made = density(of_latents)
-    kind = MixtureLatent if isinstance(made, ExpectationMaximization) else TrainableLatent
-    return kind(spec, autoencoder, made, latent_dim)
+    if not isinstance(made, CanSample) or not isinstance(made, (ExpectationMaximization, Trainable)):
+        raise UserError(
+            "a density on latents must draw samples and have a loss; choose gmm, flow, flow_matching or another such model"
+        )
+    return _kind(made)(spec, autoencoder, made, latent_dim)
+
+
+def _kind(density: nn.Module) -> "type[Latent]":
+    if isinstance(density, ExpectationMaximization):
+        return MixtureLatent
+    if not isinstance(density, CanDecode):
+        return TrainableLatent
+    return InvertibleLatent if isinstance(density, CanEncode) else NoiseLatent
 
 
 class Latent(nn.Module):
-    """What is common to densities of any training. Conditional if the density or the autoencoder is.
+    """What is common to densities of any training and of any code. Conditional if the density or the autoencoder is.
 
     Args:
         spec: the data.
@@ -75,8 +91,6 @@ class Latent(nn.Module):
 
     def __init__(self, spec: DataSpec, autoencoder: nn.Module, density: nn.Module, latent_dim: int) -> None:
         super().__init__()
-        if not isinstance(density, CanSample):
-            raise UserError("a density on latents must draw samples; choose gmm, flow, flow_matching or another such model")
         self._spec = spec
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.density = density
@@ -115,24 +129,27 @@ class Latent(nn.Module):
         if isinstance(self.density, NeedsPreparation):
             self.density.prepare(lambda: map(self._of_latents, examples()), generator=generator)
 
-    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The standardized latent, `(B, latent_dim)`."""
-        return (self.autoencoder.encode(x, condition) - self.mean) / self.scale
-
-    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.autoencoder.decode(self.mean + self.scale * z, condition)
-
     def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.decode(self.encode(x, condition), condition)
+        return self._example(self._latent(x, condition), condition)
 
     def sample(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
-        of_density = condition if self.density.is_conditional else None
-        return self.decode(self.density.sample(n, of_density, generator=generator), condition)
+        return self._example(self.density.sample(n, self._of_density(condition), generator=generator), condition)
 
     def settings(self) -> dict[str, Any]:
         of_density = {"density": self.density.settings()} if isinstance(self.density, HasSettings) else {}
         is_told_apart = self.density.is_conditional or not self.is_conditional
         return of_density | ({} if is_told_apart else {"latents": "drawn whatever the class, which the decoder is given"})
+
+    def _latent(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """The standardized latent z, `(B, latent_dim)`."""
+        return (self.autoencoder.encode(x, condition) - self.mean) / self.scale
+
+    def _example(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """The example of z, `(B, *spec.shape)` in data units."""
+        return self.autoencoder.decode(self.mean + self.scale * z, condition)
+
+    def _of_density(self, condition: Tensor | None) -> Tensor | None:
+        return condition if self.density.is_conditional else None
 
     def _encode(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -142,7 +159,18 @@ class Latent(nn.Module):
         return batch.with_x((self._encode(batch) - self.mean) / self.scale)
 
 
-class TrainableLatent(Latent):
+class _CodedByLatent(Latent):
+    """Its code is the standardized latent."""
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z, `(B, latent_dim)`."""
+        return self._latent(x, condition)
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self._example(z, condition)
+
+
+class _Trainable(Latent):
     """With a density that is trained by the gradient of its loss."""
 
     @property
@@ -153,7 +181,34 @@ class TrainableLatent(Latent):
         return self.density.loss(self._of_latents(batch), generator=generator)
 
 
-class MixtureLatent(Latent):
+class TrainableLatent(_CodedByLatent, _Trainable):
+    """With a density that is trained by gradients and is no function of Gaussian noise."""
+
+
+class NoiseLatent(_Trainable):
+    """With a density that is trained by gradients, whose samples are a function of noise e ~ N(0, I)."""
+
+    def __init__(self, spec: DataSpec, autoencoder: nn.Module, density: nn.Module, latent_dim: int) -> None:
+        super().__init__(spec, autoencoder, density, latent_dim)
+        self.latent_dim = self.density.latent_dim  # CanDecode: its samples are `decode(e)` of e ~ N(0, I)
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The sample of noise `(B, latent_dim)`."""
+        return self._example(self.density.decode(z, self._of_density(condition)), condition)
+
+
+class InvertibleLatent(NoiseLatent):
+    """As that, where the density has a code of a latent, too: a flow the noise that gives it."""
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The density's code of the latent of x, `(B, latent_dim)`."""
+        return self.density.encode(self._latent(x, condition), self._of_density(condition))
+
+    def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.decode(self.encode(x, condition), condition)
+
+
+class MixtureLatent(_CodedByLatent):
     """With a density that is trained by expectation maximization."""
 
     @property

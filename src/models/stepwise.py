@@ -33,7 +33,7 @@ from src.core.spec import CONTINUOUS, DISCRETE, DataSpec
 from src.objectives.dequantization import bin_width, dequantize
 from src.samplers.ode import DIVERGENCES, Solver
 
-__all__ = ["Stepwise"]
+__all__ = ["Stepwise", "full_precision"]
 
 _MAX_EXACT = 16  # dimensions up to which a divergence is exact by default: it costs one backward pass for each
 _NUM_STRATA = 4  # times at which a held-out example is looked at, so that the mean loss is less noisy
@@ -83,6 +83,7 @@ class Stepwise(nn.Module, ABC):
             )
         self.is_conditional = conditional
         self.num_evaluations = 0
+        self.num_likelihood_evaluations = 0
         self._spec = spec
         self._drop = drop_condition
         self._std = std
@@ -235,6 +236,11 @@ class Stepwise(nn.Module, ABC):
         self.num_evaluations += len(x)
         return self.network(x, t, *features)
 
+    def _in_likelihood(self, x: Tensor, t: Tensor, *features: Tensor) -> Tensor:
+        """The network's answer on the path of a likelihood, counted, `(B, *spec.shape)`; never guided."""
+        self.num_likelihood_evaluations += len(x)
+        return self.network(x, t, *features)
+
     def _in_training(self, x: Tensor, t: Tensor, condition: Tensor | None, generator: Noise) -> Tensor:
         """The network's answer to examples of which some have lost their condition."""
         if condition is None:
@@ -259,12 +265,12 @@ class Stepwise(nn.Module, ABC):
     def _drawn(
         self, start: Tensor, condition: Tensor | None, generator: Noise, known: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        with _full_precision(start):
+        with full_precision(start):
             x = self._follow(start, generator, self._features(condition, start), known)
         return self._on_levels(x * self.scale + self.shift)
 
     def _log_prob(self, x: Tensor, condition: Tensor | None, generator: Noise) -> Tensor:
-        with _full_precision(x):
+        with full_precision(x):
             x = x.float()
             log_density = self._log_density(self._to_model(x), self._features(condition, x), generator)
         num_each = self._spec.num_dims // self.scale.numel()
@@ -296,7 +302,7 @@ class Stepwise(nn.Module, ABC):
 
 
 @contextmanager
-def _full_precision(x: Tensor) -> Iterator[None]:
+def full_precision(x: Tensor) -> Iterator[None]:
     """No mixed precision inside: many small steps add up to a path only if they are not rounded away."""
     with torch.autocast(x.device.type, enabled=False):
         yield

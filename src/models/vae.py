@@ -119,7 +119,7 @@ class VAE(nn.Module):
         kl_weight: KLWeight | None = None,
     ) -> None:
         super().__init__()
-        spec.require_modality("image", "vector")
+        spec.require_modality("image", "vector", "audio")
         require_at_least("model.latent_dim", latent_dim, 1)
         require_at_least("model.beta", beta, 0)
         if conditional:

@@ -396,12 +396,19 @@ def revive(gaussians: Gaussians, covariance: Covariance, is_lost: Tensor) -> Gau
     return Gaussians((weights / weights.sum()).log(), means, factors)
 
 
-def draw(n: int, gaussians: Gaussians, covariance: Covariance, generator: Noise) -> Tensor:
-    """n independent points, `(n, D)` float64."""
-    means = gaussians.means
-    cumulated = gaussians.log_weights.exp().cumsum(0)
-    u = generator.uniform((n,), like=means) * cumulated[-1]
-    component = torch.searchsorted(cumulated, u).clamp(max=len(means) - 1)
+def draw(
+    n: int, gaussians: Gaussians, covariance: Covariance, generator: Noise, is_allowed: Tensor | None = None
+) -> Tensor:
+    """n independent points, `(n, D)` float64; point i from those components alone where `is_allowed` `(n, K)` is True."""
+    means, weights = gaussians.means, gaussians.log_weights.exp()
+    u = generator.uniform((n,), like=means)
+    if is_allowed is None:
+        cumulated = weights.cumsum(0)
+        component = torch.searchsorted(cumulated, u * cumulated[-1])
+    else:
+        cumulated = (weights * is_allowed).cumsum(1)
+        component = torch.searchsorted(cumulated, u[:, None] * cumulated[:, -1:])[:, 0]
+    component = component.clamp(max=len(means) - 1)
     noise = generator.normal((n, means.shape[1]), like=means)
     z = means[component]
     for k in component.unique().tolist():

@@ -36,7 +36,10 @@ def cheapest_assignment(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 class Coupling(ABC):
-    """Pairs noise with examples."""
+    """Pairs noise with examples, in training.
+
+    In evaluation all pairs are independent, so that the loss of a held-out example does not depend on its batch.
+    """
 
     in_words: ClassVar[str]
 
@@ -61,7 +64,7 @@ class Independent(Coupling):
 class OptimalTransport(Coupling):
     """The pairs of a batch with the least sum of squared distances, within each condition if there are any."""
 
-    in_words = "pairs by optimal transport within each batch"
+    in_words = "pairs by optimal transport within each batch of the training, independent pairs in evaluation"
 
     def order(self, x0: Tensor, x1: Tensor, condition: Tensor | None) -> Tensor:
         if condition is None:

@@ -1,13 +1,22 @@
-"""Drawing from a distribution that is given place by place, each from the places before it."""
+"""Drawing from a distribution that is given place by place, each from the places before it.
+
+Each place is drawn by inversion of its cumulated probabilities at one uniform number of the sample's own noise, so that a
+sample depends neither on its batch nor on how many tokens are drawn after it.
+
+References:
+    See `core.tokens`, for the settings of a choice.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from src.core.protocols import NextTokenNetwork
 from src.core.rng import Noise
+from src.core.tokens import TokenChoice
 
-__all__ = ["ancestral_sample"]
+__all__ = ["ancestral_sample", "chosen_logits", "continue_tokens", "draw_tokens"]
 
 
 @torch.no_grad()
@@ -28,8 +37,94 @@ def ancestral_sample(
     u = noise.uniform((n, height * width), like=like).unflatten(1, grid)
     for row in range(height):
         for column in range(width):
-            logits = logits_of(codes)[:, :, row, column]
-            cumulated = logits.double().softmax(1).cumsum(1)
-            code = (cumulated < u[:, row, column, None]).sum(1)
-            codes[:, row, column] = code.clamp(max=logits.shape[1] - 1)
+            codes[:, row, column] = draw_tokens(logits_of(codes)[:, :, row, column], u[:, row, column])
     return codes
+
+
+@torch.no_grad()
+def continue_tokens(
+    network: NextTokenNetwork,
+    prompt: Tensor,
+    num_tokens: int,
+    choice: TokenChoice,
+    noise: Noise,
+    condition: Tensor | None = None,
+    is_done: Callable[[Tensor], Tensor] | None = None,
+    cached: bool = True,
+) -> list[Tensor]:
+    """Draws of what follows each row of a prompt, `(num_tokens,)` int64 each, or shorter where `is_done`.
+
+    As long as all tokens fit into the network it reads each of them once and keeps its state; from there on it sees the
+    last `max_length` tokens, all of which it then reads anew for every token.
+
+    Args:
+        network: in evaluation mode.
+        prompt: `(B, P)` int64, P at least 1; of a longer one than `max_length` the last tokens are seen.
+        num_tokens: to draw of each row.
+        choice: how each token is drawn.
+        noise: row i of what it gives belongs to row i of the prompt.
+        condition: features `(B, C)`, or None.
+        is_done: called with what was drawn so far `(B, i)`, says `(B,)` of which rows it is the end.
+        cached: whether to keep a state; without one the result is the same, and slow.
+    """
+    size, start = prompt.shape
+    assert start >= 1
+    assert num_tokens >= 1
+    limit = start + num_tokens if network.max_length is None else network.max_length
+    u = noise.uniform((size, num_tokens), like=torch.zeros((), device=prompt.device))
+    tokens = torch.cat([prompt, prompt.new_zeros(size, num_tokens)], 1)
+    lengths = torch.full((size,), num_tokens, device=prompt.device)
+    place = torch.arange(num_tokens, device=prompt.device)
+    state = None
+    for i in range(num_tokens):
+        end = start + i
+        if not cached or end > limit or (end == limit and state is None):
+            logits = network(tokens[:, max(0, end - limit) : end], condition)[:, -1]
+        elif state is None:
+            logits, state = network.read(tokens[:, :end], network.begin(size), condition)
+        else:
+            logits, state = network.step(tokens[:, end - 1], state, condition)
+        tokens[:, end] = draw_tokens(chosen_logits(logits, choice, tokens[:, :end]), u[:, i])
+        if is_done is not None:
+            ends_here = is_done(tokens[:, start : end + 1]) & (place[i] + 1 < lengths)
+            lengths = torch.where(ends_here, i + 1, lengths)
+            if bool((lengths <= i + 1).all()):
+                break
+    return [row[start : start + length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
+
+
+def chosen_logits(logits: Tensor, choice: TokenChoice, before: Tensor) -> Tensor:
+    """The logits `(B, V)` that a token is drawn by, -inf for tokens that the choice leaves out.
+
+    Args:
+        logits: `(B, V)` of the next token.
+        choice: the settings.
+        before: tokens `(B, T)` that count as repeated.
+    """
+    logits = logits.float()
+    if choice.repetition_penalty != 1:
+        penalized = torch.where(logits > 0, logits / choice.repetition_penalty, logits * choice.repetition_penalty)
+        is_repeated = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, before, True)
+        logits = torch.where(is_repeated, penalized, logits)
+    if choice.temperature == 0:
+        greatest = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+        return logits.masked_fill(~greatest, -torch.inf)
+    logits = logits / choice.temperature
+    if choice.top_k is not None and choice.top_k < logits.shape[1]:
+        least = logits.topk(choice.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if choice.top_p is not None:
+        ordered, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+        is_beyond = ordered.cumsum(1) - ordered >= choice.top_p  # those before it are enough
+        logits = logits.masked_fill(torch.zeros_like(is_beyond).scatter_(1, order, is_beyond), -torch.inf)
+    if choice.min_p is not None:
+        least = choice.min_p * logits.softmax(1).amax(1, keepdim=True)
+        logits = logits.masked_fill(logits.softmax(1) < least, -torch.inf)
+    return logits
+
+
+def draw_tokens(logits: Tensor, u: Tensor) -> Tensor:
+    """One token of each row of logits `(B, V)`, `(B,)` int64: the first whose cumulated probability reaches u `(B,)`."""
+    cumulated = logits.double().softmax(1).cumsum(1)
+    token = (cumulated < u[:, None]).sum(1)
+    return token.clamp(max=logits.shape[1] - 1)

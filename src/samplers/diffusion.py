@@ -6,7 +6,11 @@ a^2 + b^2 = 1 is the same one: x = y / a and sigma = b / a, so its samplers are 
     DDPM's posterior q(x_s | x_t, x0) has the mean x0 + (s / t)^2 (x_t - x0) and the variance s^2 (t^2 - s^2) / t^2
     DDIM's deterministic step is one step of Euler's method for dx/dsigma = (x - x0_hat(x, sigma)) / sigma
 
-for noise levels s < t. A denoiser is called as `denoise(x, sigma, *context)` with x `(B, *E)`, sigma `(B,)` and what else
+for noise levels s < t. A solver that chooses its steps by the error works in other coordinates, y = x / sqrt(1 + sigma^2)
+over ln sigma: there both ends are of size 1, and nothing is divided by a small sigma, where the rounding errors of a
+network would be as large as the errors that steps are chosen by.
+
+A denoiser is called as `denoise(x, sigma, *context)` with x `(B, *E)`, sigma `(B,)` and what else
 belongs to each example; it gives its estimate of E[x0 | x], `(B, *E)`.
 
 References:
@@ -23,15 +27,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from src.core.errors import UserError, require_at_least
 from src.core.rng import Noise
-from src.samplers.ode import Context, Field, Solver, Spacing
+from src.samplers.ode import Context, Field, Solver, Spacing, ode_log_prob
 
-__all__ = ["DDIM", "Denoiser", "ProbabilityFlow", "UndoesNoise", "ddim", "flow_field"]
+__all__ = [
+    "DDIM",
+    "Denoiser",
+    "ProbabilityFlow",
+    "UndoesNoise",
+    "ddim",
+    "flow_field",
+    "flow_log_prob",
+    "follow_flow",
+    "scaled_flow_field",
+]
 
 Denoiser = Callable[..., Tensor]
 
@@ -64,6 +79,75 @@ def flow_field(denoise: Denoiser) -> Field:
         return (x - denoise(x, sigma, *context)) / sigma.reshape(-1, *[1] * (x.ndim - 1))
 
     return field
+
+
+def scaled_flow_field(denoise: Denoiser) -> Field:
+    """The same paths as y = x / r over s = ln sigma, with r = sqrt(1 + sigma^2): dy/ds = y / r^2 - x0_hat(x, sigma) / r."""
+
+    def field(y: Tensor, s: Tensor, *context: Tensor) -> Tensor:
+        sigma = s.exp()
+        root = (1 + sigma.square()).sqrt().reshape(-1, *[1] * (y.ndim - 1))
+        return y / root.square() - denoise(root * y, sigma, *context) / root
+
+    return field
+
+
+def follow_flow(
+    solver: Solver,
+    denoise: Denoiser,
+    x: Tensor,
+    start: float,
+    end: float,
+    context: Context = (),
+    levels: Spacing | None = None,
+) -> Tensor:
+    """x `(B, *E)` at the noise level `end` > 0, from x at the level `start` > 0, along the probability flow.
+
+    Args:
+        levels: the level at u from 0 to 1, for solvers with a number of steps; None for equal steps.
+    """
+    if not solver.chooses_steps:
+        return solver.integrate(flow_field(denoise), x, start, end, context, levels)
+    y = solver.integrate(scaled_flow_field(denoise), x / _root(start), math.log(start), math.log(end), context)
+    return _root(end) * y
+
+
+def flow_log_prob(
+    solver: Solver,
+    denoise: Denoiser,
+    x: Tensor,
+    start: float,
+    end: float,
+    end_log_prob: Callable[[Tensor], Tensor],
+    *,
+    divergence: str,
+    generator: Noise | None = None,
+    context: Context = (),
+    levels: Spacing | None = None,
+) -> Tensor:
+    """log p(x) `(B,)` in nats of x `(B, *E)` at the noise level `start` > 0, from the density at the level `end`.
+
+    Args:
+        end_log_prob: log p at `end`, `(B, *E)` to `(B,)`.
+        divergence, generator, context: as of `ode_log_prob`.
+        levels: as of `follow_flow`.
+    """
+    of_flow = partial(ode_log_prob, divergence=divergence, generator=generator, context=context)
+    if not solver.chooses_steps:
+        return of_flow(flow_field(denoise), x, start, end, end_log_prob, solver, spacing=levels)
+    first, last = _root(start), _root(end)
+    num_dims = x[0].numel() if len(x) else 0
+
+    def scaled_log_prob(y: Tensor) -> Tensor:
+        return end_log_prob(last * y) + num_dims * math.log(last)
+
+    log_start, log_end = math.log(start), math.log(end)
+    log_prob = of_flow(scaled_flow_field(denoise), x / first, log_start, log_end, scaled_log_prob, solver)
+    return log_prob - num_dims * math.log(first)
+
+
+def _root(sigma: float) -> float:
+    return math.hypot(1.0, sigma)
 
 
 class UndoesNoise(ABC):
@@ -141,7 +225,7 @@ class ProbabilityFlow(UndoesNoise):
         if solver is None:
             lowest = highest
         else:
-            x = solver.integrate(flow_field(denoise), x, highest, lowest, context, levels)
+            x = follow_flow(solver, denoise, x, highest, lowest, context, levels)
         return denoise(x, x.new_full((len(x),), lowest), *context)
 
     def settings(self) -> dict[str, Any]:

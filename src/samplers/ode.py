@@ -15,7 +15,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def dormand_prince(
     def flat_field(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
         return direction * field(x.unflatten(1, shape), t, *context).flatten(1)
 
-    least = 8 * torch.finfo(x.dtype).eps * max(abs(start), abs(end))  # a step that t + step can still tell from t
+    eps = torch.finfo(x.dtype).eps
     arrived = torch.empty_like(x)
     rows = torch.arange(len(x), device=x.device)
     t = _times(x, start)
@@ -116,6 +116,7 @@ def dormand_prince(
             slopes.append(flat_field(moved, t + (direction * node) * step, *context))
         error = step[:, None] * _combined(_ERROR, slopes)  # `moved` is the fifth order's answer
         size = _root_mean_square(error / (atol + rtol * torch.maximum(x.abs(), moved.abs())))
+        least = 8 * eps * t.abs().clamp(min=eps * abs(end - start))  # a step that t + step can still tell from t
         is_least = step <= least
         is_lost = is_least & ~size.isfinite()
         is_accepted = (size <= 1) | is_least
@@ -191,6 +192,8 @@ def _times(x: Tensor, t: float) -> Tensor:
 
 class Solver(ABC):
     """A way to follow a field, with its accuracy."""
+
+    chooses_steps: ClassVar[bool] = False  # by the error; else it has a number of them
 
     @abstractmethod
     def integrate(
@@ -280,6 +283,8 @@ class Adaptive(Solver):
 
     rtol: float
     atol: float
+
+    chooses_steps = True
 
     def __post_init__(self) -> None:
         require_at_least("sampler.rtol", self.rtol, 1e-12)
@@ -403,18 +408,21 @@ def ode_log_prob(
 
 
 def path_energy(
-    field: Field, x: Tensor, start: float, end: float, solver: Solver, context: Context = ()
+    field: Field, x: Tensor, start: float, end: float, solver: Solver, context: Context = (), scale: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """x at time `end`, and the integral of |v(x(t), t)|^2 dt on the way there, `(B,)` in squared units of x.
+    """x at time `end`, and the integral of |scale v(x(t), t)|^2 dt on the way there, `(B,)` in squared units of scale x.
 
     No way from one distribution to another within a time of 1 has less on average than their squared Wasserstein distance
     (Benamou, Brenier 2000).
+
+    Args:
+        scale: of every value, to be broadcast against x: the path of scale x is what is measured.
     """
     shape = x.shape[1:]
 
     def joint_field(state: Tensor, t: Tensor, *context: Tensor) -> Tensor:
-        v = field(state[:, :-1].unflatten(1, shape), t, *context).flatten(1)
-        return torch.cat([v, v.square().sum(1, keepdim=True)], 1)
+        v = field(state[:, :-1].unflatten(1, shape), t, *context)
+        return torch.cat([v.flatten(1), (scale * v).square().flatten(1).sum(1, keepdim=True)], 1)
 
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
     state = solver.integrate(joint_field, state, start, end, context)

@@ -1,7 +1,8 @@
 """Training by the gradient of one loss."""
 
+import logging
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
@@ -12,10 +13,12 @@ from src.core.errors import UserError
 from src.core.protocols import FollowsTraining
 from src.core.rng import SampleNoise
 from src.training.module import TrainingModule
-from src.training.planned import say_if_schedule_does_not_fit
+from src.training.planned import planned_examples, say_if_schedule_does_not_fit
 from src.training.schedules import Schedule
 
 __all__ = ["GradientTraining"]
+
+log = logging.getLogger(__name__)
 
 
 class GradientTraining(TrainingModule):
@@ -26,6 +29,8 @@ class GradientTraining(TrainingModule):
         optimizer: called with the parameters.
         schedule: what changes in the course of the training.
         seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm, accumulate_batches: see `TrainingModule`.
+        decay_matrices_only: the optimizer's weight decay is of tensors of two dimensions and more, so neither of biases nor
+            of the scales of layer norms.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class GradientTraining(TrainingModule):
         ema_half_life_examples: float | None,
         gradient_clip_norm: float | None,
         accumulate_batches: int,
+        decay_matrices_only: bool = False,
     ) -> None:
         super().__init__(
             model, model, seed, log_every_n_steps, ema_half_life_examples, gradient_clip_norm, accumulate_batches
@@ -49,13 +55,17 @@ class GradientTraining(TrainingModule):
             )
         self._make_optimizer = optimizer
         self._schedule = schedule
+        self._decay_matrices_only = decay_matrices_only
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self._schedule.plan(planned_examples(self))
         say_if_schedule_does_not_fit(self._schedule, self)
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self._built(self._make_optimizer, self.model)
+        if self._decay_matrices_only:
+            optimizer = self._built(lambda _: self._make_optimizer(cast(Any, _decay_groups(optimizer))), self.model)
         self._schedule.remember(optimizer)
         return optimizer
 
@@ -70,3 +80,26 @@ class GradientTraining(TrainingModule):
 
     def _validate(self, batch: Batch, noise: SampleNoise) -> None:
         self._reduce_val(self.model.loss(batch, generator=noise))
+
+    def _log_stride(self) -> None:
+        super()._log_stride()
+        if self._schedule.ends:
+            optimizer = cast(LightningOptimizer, self.optimizers())
+            self.log_quantities({"progress/learning_rate": optimizer.param_groups[0]["lr"]})
+
+
+def _decay_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The weights of an optimizer in two groups, the second one, of tensors of one dimension, without weight decay."""
+    (group,) = optimizer.param_groups
+    if "weight_decay" not in group:
+        raise UserError(
+            f"training.decay_matrices_only=true needs an optimizer with weight decay; {type(optimizer).__name__} has none"
+        )
+    decayed = [weight for weight in group["params"] if weight.ndim >= 2]
+    others = [weight for weight in group["params"] if weight.ndim < 2]
+    size, size_of_others = (sum(weight.numel() for weight in some) for some in (decayed, others))
+    log.info(
+        f"weight decay {group['weight_decay']:g} on {len(decayed)} tensors of {size:,} values; none on {len(others)} of "
+        f"{size_of_others:,}"
+    )
+    return [{"params": some, **extra} for some, extra in ((decayed, {}), (others, {"weight_decay": 0.0})) if some]

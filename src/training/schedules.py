@@ -11,13 +11,16 @@ from torch.optim import Optimizer
 
 from src.core.errors import UserError, require_number
 
-__all__ = ["Constant", "Cosine", "Linear", "Schedule"]
+__all__ = ["Constant", "Cosine", "Linear", "Schedule", "WarmUpCosine"]
 
 
 class Schedule(ABC):
     """A way from the settings as they are given to others."""
 
     examples: float | None = None  # seen until its end
+
+    def plan(self, num_examples: float | None) -> None:  # noqa: B027 - most have no use for it
+        """Told before the first step how many examples the training is planned to see; None if that is not known."""
 
     @property
     def ends(self) -> dict[str, float]:
@@ -27,6 +30,10 @@ class Schedule(ABC):
     @abstractmethod
     def progress(self, examples_seen: float) -> float:
         """How far on the way, from 0 to 1."""
+
+    def lr_factor(self, examples_seen: float) -> float:
+        """What all learning rates are multiplied by."""
+        return 1 + (self.ends.get("lr", 1.0) - 1) * self.progress(examples_seen)
 
     def penalty_factor(self, examples_seen: float) -> float:
         """What the weight of the penalty is multiplied by."""
@@ -49,7 +56,7 @@ class Schedule(ABC):
             return
         share = self.progress(examples_seen)
         for group in optimizer.param_groups:
-            group["lr"] = group["given_lr"] * (1 + (self.ends.get("lr", 1.0) - 1) * share)
+            group["lr"] = group["given_lr"] * self.lr_factor(examples_seen)
             if "beta2" in self.ends:
                 beta2 = group["given_beta2"] + (self.ends["beta2"] - group["given_beta2"]) * share
                 group["betas"] = (group["betas"][0], beta2)
@@ -103,3 +110,51 @@ class Cosine(_Change):
 
     def progress(self, examples_seen: float) -> float:
         return (1 - math.cos(math.pi * super().progress(examples_seen))) / 2
+
+
+class WarmUpCosine(Schedule):
+    """The learning rate climbs from 0 in a straight line, then falls along half a cosine to a floor, and stays there.
+
+    It is set anew before every step. Loshchilov, Hutter 2017, "SGDR: stochastic gradient descent with warm restarts",
+    arXiv:1608.03983, without restarts; the warm-up is as nanoGPT has it.
+
+    Args:
+        examples: seen until the floor is reached; None for as many as the training is planned to see.
+        warm_up: share of these examples within which the learning rate climbs.
+        lr_factor: of all learning rates, at the floor.
+    """
+
+    def __init__(self, examples: float | None, warm_up: float, lr_factor: float) -> None:
+        if examples is not None:
+            require_number("training.schedule.examples", examples, 1)
+        if not 0 <= warm_up < 1:
+            raise UserError(f"training.schedule.warm_up={warm_up} must be a share of the examples, at least 0 and below 1")
+        require_number("training.schedule.lr_factor", lr_factor, 0)
+        self.examples = examples
+        self._is_planned = examples is None
+        self._warm_up = warm_up
+        self._floor = lr_factor
+
+    @property
+    def ends(self) -> dict[str, float]:
+        return {"lr": self._floor}
+
+    def plan(self, num_examples: float | None) -> None:
+        if self._is_planned:
+            if num_examples is None:
+                raise UserError(
+                    "the training has no planned end: set training.schedule.examples= to the examples it may see"
+                )
+            self.examples = num_examples
+
+    def progress(self, examples_seen: float) -> float:
+        """How far on the way down, from 0 to 1."""
+        assert self.examples is not None, "the training is not planned yet"
+        climb = self._warm_up * self.examples
+        share = (examples_seen - climb) / (self.examples - climb)
+        return (1 - math.cos(math.pi * min(1.0, max(0.0, share)))) / 2
+
+    def lr_factor(self, examples_seen: float) -> float:
+        assert self.examples is not None, "the training is not planned yet"
+        climb = self._warm_up * self.examples
+        return examples_seen / climb if examples_seen < climb else super().lr_factor(examples_seen)

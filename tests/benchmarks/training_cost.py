@@ -1,8 +1,10 @@
 """What the framework costs beside a bare PyTorch loop, measured in turns in one process: `make bench`.
 
     step cost    the same model and optimizer, stepped by the framework (logging and progress bar on) and by a bare loop,
-                 some steps each in turn; the bare loops of wgan_gp and r3gan are written out, with losses and penalties of
-                 their own
+                 some steps each in turn; the bare loops of wgan_gp, r3gan and flow_matching_unet are written out, with
+                 losses and penalties of their own
+    text cost    nanoGPT's configuration for a CPU, stepped by the framework and by a loop written as nanoGPT's train.py is,
+                 on the same network
     epoch cost   one epoch of MNIST by the framework, and by the plain loop over torchvision's MNIST and a DataLoader
 
 The bounds stand beside the figures; the exit code says whether all of them hold.
@@ -32,24 +34,28 @@ from src.build import build, build_model
 from src.core.batch import Batch
 from src.core.protocols import Adversarial
 from src.core.rng import StreamNoise
-from src.core.spec import DataSpec
+from src.core.spec import DISCRETE, DataSpec, Values
 from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
+from src.data.token_windows import TokenWindows
 from src.training.fit import make_trainer, make_training_module
 from tests.configs import compose_config, small
 
 Judge = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Fool = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05, "wgan_gp": 1.10, "r3gan": 1.10}
+STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05, "wgan_gp": 1.10, "r3gan": 1.10, "flow_matching_unet": 1.10}
 EPOCH_BOUND = 0.65
-TURN = {"vae": 100, "dcgan": 10, "wgan_gp": 10, "r3gan": 2}  # steps
-BATCH_SIZE = {"r3gan": 32}
+TEXT_BOUND = 1.00
+TURN = {"vae": 100, "dcgan": 10, "wgan_gp": 10, "r3gan": 2, "flow_matching_unet": 2}  # steps
+BATCH_SIZE = {"r3gan": 32, "flow_matching_unet": 32}
+NARROW = ("r3gan", "flow_matching_unet")  # seconds a step otherwise, on two cores
 
 
 def main() -> None:
     logging.disable(logging.WARNING)
     figures = [(f"{name}: step", bound, _step_ratio(name, num_turns=12)) for name, bound in STEP_BOUNDS.items()]
+    figures.append(("nanogpt: step", TEXT_BOUND, _text_ratio(num_turns=12)))
     root = Path(os.environ.get("DATA_ROOT", "data"))
     if (root / "MNIST" / "raw").is_dir():
         figures.append(("vae: MNIST epoch", EPOCH_BOUND, _epoch_ratio(root, num_turns=3)))
@@ -59,22 +65,70 @@ def main() -> None:
     for what, bound, (ours, theirs, ratio) in figures:
         verdict = "ok" if ratio <= bound else "TOO SLOW"
         print(
-            f"{what:20s} framework {ours:9.2f} ms   bare {theirs:9.2f} ms   ratio {ratio:.3f} (at most {bound})  {verdict}"
+            f"{what:25s} framework {ours:9.2f} ms   bare {theirs:9.2f} ms   ratio {ratio:.3f} (at most {bound})  {verdict}"
         )
     sys.exit(any(ratio > bound for _, bound, (_, _, ratio) in figures))
 
 
 def _step_ratio(name: str, num_turns: int) -> tuple[float, float, float]:
     """Milliseconds of a step by the framework and by the bare loop, and the median of the ratios turn by turn."""
-    narrow = small(name) if name == "r3gan" else ()  # seconds a step otherwise, on two cores
+    narrow = small(name) if name in NARROW else ()
     config = compose_config(f"model={name}", "data=mnist", f"loader.batch_size={BATCH_SIZE.get(name, 128)}", *narrow)
     data = ArrayData(_random_images(6400), seed=0, **build(config.loader))
-    bare_step = _bare_game(config, data, *BARE[name]) if name in BARE else _bare_step(config, data)
+    if name in BARE:
+        bare_step = _bare_game(config, data, *BARE[name])
+    else:
+        bare_step = (_bare_matching if name == "flow_matching_unet" else _bare_step)(config, data)
     turns = _Turns(TURN[name], bare_step, num_turns)
     _fit(config, data, [turns])
     ours, theirs = turns.ours[1:], turns.theirs[1:]  # the first turn warms up
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return 1000 * statistics.median(ours), 1000 * statistics.median(theirs), ratio
+
+
+def _text_ratio(num_turns: int) -> tuple[float, float, float]:
+    """As `_step_ratio`, of nanoGPT's configuration for a CPU, on random characters."""
+    config = compose_config("experiment=shakespeare_nanogpt", "data.root=none")
+    data = ArrayData(_random_text(context=config.data.context), seed=0, **build(config.loader))
+    turns = _Turns(10, _bare_gpt(config, data), num_turns)
+    _fit(config, data, [turns])
+    ours, theirs = turns.ours[1:], turns.theirs[1:]
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return 1000 * statistics.median(ours), 1000 * statistics.median(theirs), ratio
+
+
+def _bare_gpt(config: DictConfig, data: ArrayData) -> Callable[[], None]:
+    """One step of nanoGPT's train.py on a CPU: batch, learning rate, loss, clipped gradient, AdamW of two groups."""
+    torch.manual_seed(0)
+    network = build_model(config.model, data.spec, "bare").network
+    stream, context, batch_size = data.arrays.streams["train"], config.data.context, config.loader.batch_size
+    matrices = [weight for weight in network.parameters() if weight.ndim >= 2]
+    others = [weight for weight in network.parameters() if weight.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    num_steps = 0
+
+    def batch() -> tuple[Tensor, Tensor]:
+        places = torch.randint(len(stream) - context, (batch_size,))
+        x, y = (
+            torch.stack([torch.from_numpy(stream[i + k : i + k + context].astype(np.int64)) for i in places])
+            for k in (0, 1)
+        )
+        return x, y
+
+    def step() -> None:
+        nonlocal num_steps
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (num_steps + 1) / 101)
+        num_steps += 1
+        x, y = batch()
+        logits = network(x)
+        F.cross_entropy(logits.view(-1, logits.size(-1)), y.view(-1)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 class _Turns(L.Callback):
@@ -165,6 +219,28 @@ def _bare_game(config: DictConfig, data: ArrayData, judge: Judge, fool: Fool) ->
             fool(discriminator, real.detach(), drawn()).backward()
             generator_optimizer.step()
             discriminator.requires_grad_(True)
+
+    return step
+
+
+def _bare_matching(config: DictConfig, data: ArrayData) -> Callable[[], None]:
+    """One step of flow matching as a script would write it: nothing of ours but the network."""
+    torch.manual_seed(0)
+    network = build_model(config.model, data.spec, "bare").network
+    optimizer = build(config.optim)(network.parameters())
+    images = torch.from_numpy(np.array(data.arrays.splits["train"].x))
+    batch_size, clip_norm = config.loader.batch_size, config.training.gradient_clip_norm
+    mean, std = images.float().mean(), images.float().std()
+
+    def step() -> None:
+        levels = images[torch.randint(len(images), (batch_size,))].float()
+        x1 = (levels + torch.rand_like(levels) - 0.5 - mean) / std
+        x0, t = torch.randn_like(x1), torch.rand(batch_size)
+        each = t[:, None, None, None]
+        optimizer.zero_grad()
+        (network(each * x1 + (1 - each) * x0, t) - (x1 - x0)).square().mean().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        optimizer.step()
 
     return step
 
@@ -262,6 +338,13 @@ def _random_images(count: int) -> Arrays:
     split = Split(x, None)
     spec = DataSpec("random", "image", (1, 28, 28), image_values("discrete", 256))
     return Arrays(spec, 256, {"train": split, "val": split, "test": split}, "random")
+
+
+def _random_text(context: int) -> Arrays:
+    stream = np.random.default_rng(0).integers(0, 65, 1_000_000, dtype=np.uint16)
+    split = Split(TokenWindows(stream, context), None)
+    spec = DataSpec("random", "tokens", (context + 1,), Values(DISCRETE, low=0, high=64, levels=65))
+    return Arrays(spec, 65, {"train": split, "val": split, "test": split}, "random")
 
 
 if __name__ == "__main__":

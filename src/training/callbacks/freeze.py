@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from src.core.errors import UserError
+from src.core.sound import LOG_MEL
 from src.metrics.frozen_classifier import frozen_file, write_frozen
 from src.models.classifier import Classifier
 from src.training.module import TrainingModule
@@ -53,7 +55,7 @@ class FreezeClassifier(L.Callback):
         described = {
             "_target_": f"{self._network.func.__module__}.{self._network.func.__qualname__}",
             **self._network.keywords,
-            "in_shape": list(spec.shape),
+            "in_shape": list(pl_module.model.in_shape),
             "num_classes": spec.num_classes,
         }
         with pl_module.averaged_weights():
@@ -68,10 +70,12 @@ class FreezeClassifier(L.Callback):
                 "network": described,
                 "data": spec.name,
                 "data_fingerprint": trainer.datamodule.arrays.fingerprint,
-                "in_shape": list(spec.shape),
+                "in_shape": list(pl_module.model.in_shape),
                 "class_names": list(spec.class_names),
                 "accuracy": accuracy,
             }
+            if spec.sound is not None:
+                about["sound"] = asdict(spec.sound.seen_as(LOG_MEL))
             network = pl_module.model.network
             assert isinstance(network, nn.Module)
             sha256 = write_frozen(file, network, about)

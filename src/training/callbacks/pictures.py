@@ -12,11 +12,14 @@ from torchvision.utils import make_grid, save_image
 from src.core.drawing import Sampler
 from src.core.errors import require_at_least
 from src.core.latents import lerp
-from src.core.protocols import CanDecode, CanEncode, CanReconstruct, CanSample
+from src.core.protocols import CanContinue, CanDecode, CanEncode, CanReconstruct, CanSample
 from src.core.rng import SampleNoise
+from src.core.sound import to_waveform
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.training.callbacks.point_pictures import curve_picture, density_picture, is_drawn_as_points, point_picture
+from src.training.callbacks.sound_files import joined, mel_grid, write_wav
+from src.training.callbacks.text_samples import MAX_TEXTS, show_texts
 from src.training.module import TrainingModule
 
 __all__ = ["Pictures", "image_grid"]
@@ -29,10 +32,16 @@ _MIN_SIDE = 32  # smaller images are enlarged in a grid, pixel by pixel
 _NUM_POINTS = 2500  # drawn in a picture of points
 _NUM_DENSITY = 10_000  # points that a density is made of
 _BATCH_SIZE = 1000
+_NUM_HEARD = 16  # clips in a WAV file
 
 
 def image_grid(spec: DataSpec, x: Tensor, per_row: int) -> Tensor:
-    """Images `(N, C, H, W)` in data units as one uint8 picture `(3, height, width)`, with grey lines between them."""
+    """Images `(N, C, H, W)` in data units as one uint8 picture `(3, height, width)`, with grey lines between them.
+
+    Of sounds `(N, *event)` their log-mels.
+    """
+    if spec.sound is not None:
+        return mel_grid(x, spec.sound, per_row)
     scale = max(1, -(-_MIN_SIDE // x.shape[-1]))
     images = spec.to_bytes(x).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return make_grid(images, nrow=per_row, padding=1, pad_value=128)
@@ -45,6 +54,9 @@ class Pictures(L.Callback):
     at steps 1, 2, 4, 8, ... 512, when most happens. Of models whose z is N(0, I) there are interpolations between latents,
     of those that encode between the codes of held-out examples, and conditional models show one latent for all classes.
     Data of two dimensions are drawn as points in the plane, and as their density; of other vectors there are no pictures.
+    Sounds are shown as their log-mels, and samples and reconstructions of them are written as WAV files, one clip after the
+    other; but for the first steps, when they are drawn only from models that do so at once.
+    Texts are written as they are, a few of them, to .txt files.
 
     Args:
         directory: where the PNG files go.
@@ -65,18 +77,26 @@ class Pictures(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *_: object) -> None:
         step = pl_module.step
         is_early = step <= _LAST_EARLY_STEP and step & (step - 1) == 0
-        if is_early and self._wants(trainer) and isinstance(pl_module.model, CanSample):
+        if is_early and self._wants(trainer) and _draws_at_once(pl_module.model):
             with pl_module.averaged_weights():
                 samples = self._grid(trainer, self._samples(trainer, pl_module))
                 self._show(pl_module, "samples", f"step_{step:07d}", samples)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._num_validations += 1
-        if (self._num_validations - 1) % self._every_n_validations or not self._wants(trainer):
+        if (self._num_validations - 1) % self._every_n_validations:
+            return
+        spec = trainer.datamodule.spec
+        if trainer.is_global_zero and spec.tokenizer is not None and isinstance(pl_module.model, CanSample):
+            with pl_module.averaged_weights():
+                when, count = f"epoch_{trainer.current_epoch + 1:04d}", min(self._num_samples, MAX_TEXTS)
+                show_texts(pl_module, spec, self._directory, when, count, self._seed)
+        if not self._wants(trainer):
             return
         with pl_module.averaged_weights():
-            for tag, picture in self._pictures(trainer, pl_module):
-                self._show(pl_module, tag, f"epoch_{trainer.current_epoch + 1:04d}", picture)
+            when = f"epoch_{trainer.current_epoch + 1:04d}"
+            for tag, picture in self._pictures(trainer, pl_module, when):
+                self._show(pl_module, tag, when, picture)
 
     def state_dict(self) -> dict[str, int]:
         return {"num_validations": self._num_validations}
@@ -86,16 +106,21 @@ class Pictures(L.Callback):
 
     def _wants(self, trainer: L.Trainer) -> bool:
         spec = trainer.datamodule.spec
-        return trainer.is_global_zero and (spec.modality == "image" or is_drawn_as_points(spec))
+        is_pictured = spec.modality == "image" or spec.sound is not None or is_drawn_as_points(spec)
+        return trainer.is_global_zero and is_pictured
 
-    def _pictures(self, trainer: L.Trainer, pl_module: TrainingModule) -> Iterator[tuple[str, Tensor]]:
-        """All that the model can show, by tag."""
+    def _pictures(self, trainer: L.Trainer, pl_module: TrainingModule, when: str) -> Iterator[tuple[str, Tensor]]:
+        """All that the model can show, by tag; what can be heard is written on the way."""
         model, spec = pl_module.model, trainer.datamodule.spec
         if isinstance(model, CanSample):
-            yield "samples", self._grid(trainer, self._samples(trainer, pl_module))
+            samples = self._samples(trainer, pl_module)
+            self._play(pl_module, spec, "samples", when, samples)
+            yield "samples", self._grid(trainer, samples)
             yield from self._of_noise(trainer, Sampler(model, spec.num_classes, self._seed, _BATCH_SIZE), model)
         if isinstance(model, CanReconstruct):
-            yield "reconstructions", self._grid(trainer, self._reconstructions(trainer, pl_module))
+            rebuilt = self._reconstructions(trainer, pl_module)
+            self._play(pl_module, spec, "reconstructions", when, rebuilt)
+            yield "reconstructions", self._grid(trainer, rebuilt)
         if isinstance(model, CanEncode):
             yield "interpolations", self._grid(trainer, self._interpolations(trainer, pl_module), _STEPS)
 
@@ -106,7 +131,7 @@ class Pictures(L.Callback):
         if isinstance(model, CanDecode):
             rows = sampler.interpolations(_ROWS, _CURVE_POINTS if is_points else _STEPS)
             yield "latent_interpolations", self._rows(trainer, rows)
-        if model.is_conditional:
+        if model.is_conditional and _draws_at_once(model):
             rows = sampler.classes(_CLASS_POINTS if is_points else _ROWS, min(spec.num_classes, _MAX_CLASSES))
             yield "classes", self._rows(trainer, rows.transpose(0, 1) if is_points else rows)
         if is_points:
@@ -164,3 +189,18 @@ class Pictures(L.Callback):
         for logger in pl_module.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, picture, pl_module.step)
+
+    def _play(self, pl_module: TrainingModule, spec: DataSpec, tag: str, when: str, x: Tensor) -> None:
+        """Write the first of some sounds as a WAV file, one after the other, and give them to TensorBoard's player."""
+        if spec.sound is None:
+            return
+        waveform = joined(to_waveform(x[:_NUM_HEARD], spec.sound), spec.sound).cpu()
+        write_wav(self._directory / f"{tag}_{when}.wav", waveform, spec.sound.sample_rate)
+        for logger in pl_module.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_audio(tag, waveform[None], pl_module.step, spec.sound.sample_rate)
+
+
+def _draws_at_once(model: nn.Module) -> bool:
+    """Whether a model draws samples, and not token by token, for which the first steps have no time."""
+    return isinstance(model, CanSample) and not isinstance(model, CanContinue)

@@ -1,0 +1,244 @@
+"""GPT-2 of Hugging Face's transformers as a network of an autoregressive model, from its sizes or from trained weights.
+
+It gives logits only: the loss, with its shift by one token, is the model's own, the same for every network. Weights come
+from a folder on this machine, in float32 whatever they were saved in; nothing is downloaded.
+
+References:
+    Radford et al. 2019, "Language models are unsupervised multitask learners" (GPT-2).
+    Wolf et al. 2020, "Transformers: state-of-the-art natural language processing", arXiv:1910.03771.
+    Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.errors import UserError, require_at_least, require_sizes
+from src.core.pretrained import gpt2_config
+from src.networks.causal import CausalNetwork
+from src.networks.transformer import Transformer
+
+__all__ = ["GPT2", "as_gpt2", "gpt2_of_transformer"]
+
+_BASE = ".base_layer"  # what peft puts into the names of weights that it adapts
+
+
+class GPT2(CausalNetwork):
+    """Logits of the next token by `transformers.GPT2LMHeadModel`.
+
+    Args:
+        num_tokens: V.
+        length: the longest input of the data.
+        num_layers, num_heads, width, dropout: as of `Transformer`; sizes have no meaning beside `weights`.
+        weights: a folder that `save_pretrained` has written; None for random weights.
+        config: what that folder's config.json says; None reads it there. With it the network can be built where the folder
+            is not, as when a run is evaluated elsewhere; `load_weights` needs the folder.
+        lora_rank: train nothing but low-rank additions of this rank to some weights; None for all weights.
+        lora_alpha: the additions are scaled by lora_alpha / lora_rank.
+        lora_targets: names of the layers that are added to, as "c_attn".
+        condition_dim: must be 0: GPT-2 has no place for a class.
+    """
+
+    max_length: int
+
+    def __init__(
+        self,
+        num_tokens: int,
+        length: int,
+        num_layers: int,
+        num_heads: int,
+        width: int,
+        dropout: float,
+        weights: str | None = None,
+        config: dict[str, Any] | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_targets: tuple[str, ...] | list[str] = ("c_attn",),
+        condition_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if condition_dim:
+            raise UserError(
+                "has a network without a place for a class: choose network=transformer, or model.conditional=false"
+            )
+        if not 0 <= dropout < 1:
+            raise UserError(f"has a network with dropout={dropout}, which must be at least 0 and below 1")
+        if weights is None:
+            require_sizes(num_layers=num_layers, num_heads=num_heads, width=width)
+            if width % num_heads:
+                raise UserError(f"has a network with width={width}, which must be a multiple of num_heads={num_heads}")
+            config = {"n_positions": length, "n_embd": width, "n_layer": num_layers, "n_head": num_heads}
+            config |= {"vocab_size": num_tokens}
+        elif config is None:
+            config = gpt2_config(weights)
+        self._weights = weights
+        self._require_fit(config, num_tokens, length)
+        self.max_length = int(config.get("n_positions", 1024))
+        self.net = _new(config, dropout)
+        if lora_rank is not None:
+            self._add_lora(lora_rank, lora_alpha, list(lora_targets))
+
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Tokens `(B, T)` int64 to logits `(B, T, V)`."""
+        assert tokens.shape[1] <= self.max_length, "the input is longer than the positions"
+        return self.net(input_ids=tokens, use_cache=False).logits
+
+    def begin(self, batch_size: int) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.net.config)
+
+    def step(self, token: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:
+        """As of the base; the state is changed in place, and given back."""
+        return self.read(token[:, None], state, condition)
+
+    def read(self, tokens: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:
+        read_so_far = state.get_seq_length() + tokens.shape[1]
+        assert read_so_far <= self.max_length, "the input is longer than the positions"
+        out = self.net(input_ids=tokens, past_key_values=state, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values
+
+    def load_weights(self) -> None:
+        """Take the weights of the folder, in the dtype of this network; nothing without a folder."""
+        if self._weights is None:
+            return
+        gpt2_config(self._weights)
+        try:
+            loaded = _transformers().GPT2LMHeadModel.from_pretrained(
+                self._weights, local_files_only=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"the weights in network.weights={self._weights} cannot be read: {error}") from error
+        own = self.net.state_dict()
+        given = {name if name in own else _adapted(name): weight for name, weight in loaded.state_dict().items()}
+        self.net.load_state_dict({**own, **given})
+
+    def merged(self) -> nn.Module:
+        """A `transformers.GPT2LMHeadModel` that does the same, with all additions added in, in evaluation mode; a copy."""
+        net = copy.deepcopy(self.net)
+        for module in net.modules():
+            if hasattr(module, "base_layer"):
+                module.merge()
+        plain = _new(net.config.to_dict(), 0.0)
+        state = {name.replace(_BASE, ""): weight for name, weight in net.state_dict().items() if "lora_" not in name}
+        plain.load_state_dict(state)
+        return plain.eval()
+
+    def _require_fit(self, config: dict[str, Any], num_tokens: int, length: int) -> None:
+        vocabulary, positions = config.get("vocab_size", 50257), config.get("n_positions", 1024)
+        if vocabulary != num_tokens:
+            raise UserError(
+                f"has weights of {vocabulary:,} tokens (network.weights={self._weights}), the data has {num_tokens:,}; cut "
+                f"the text by the tokenizer of these weights: tokenizer=pretrained tokenizer.path={self._weights}"
+            )
+        if positions < length:
+            raise UserError(
+                f"has weights that see {positions:,} tokens at most (network.weights={self._weights}); set "
+                f"data.context={positions} or less, it is {length}"
+            )
+
+    def _add_lora(self, rank: int, alpha: float, targets: list[str]) -> None:
+        if self._weights is None:
+            raise UserError(
+                "network.lora_rank adds to trained weights; give them by network.weights=FOLDER, or set it to null"
+            )
+        require_at_least("network.lora_rank", rank, 1)
+        require_at_least("network.lora_alpha", alpha, 0)
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("network.lora_rank needs the package peft; install it: make extra EXTRA=text") from error
+        settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": targets}
+        try:
+            inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **settings), self.net)
+        except ValueError as error:
+            raise UserError(
+                f"network.lora_targets={targets} names no layer of GPT-2, as c_attn or c_proj: {error}"
+            ) from error
+        for name, weight in self.net.named_parameters():
+            weight.requires_grad_("lora_" in name)
+
+
+def as_gpt2(network: nn.Module) -> nn.Module:
+    """The `transformers.GPT2LMHeadModel` that does what a network does, in evaluation mode.
+
+    Raises `UserError` for one that has another form.
+    """
+    if isinstance(network, GPT2):
+        return network.merged()
+    if isinstance(network, Transformer):
+        return gpt2_of_transformer(network)
+    raise UserError(
+        f"its network {type(network).__name__} does not have the form of GPT-2; network=transformer and gpt2 do"
+    )
+
+
+def gpt2_of_transformer(network: Transformer) -> nn.Module:
+    """Our Transformer as `transformers.GPT2LMHeadModel`, in evaluation mode.
+
+    GPT-2 keeps the weights of linear layers transposed, and has biases: zeros where ours has none.
+    """
+    if network.condition is not None:
+        raise UserError("its network is given a class, for which GPT-2 has no place")
+    state = {
+        "transformer.wte.weight": network.tokens.weight,
+        "transformer.wpe.weight": network.positions.weight,
+        "transformer.ln_f.weight": network.norm.weight,
+        "transformer.ln_f.bias": _bias(network.norm),
+        "lm_head.weight": network.head.weight,
+    }
+    names = {"norm_1": "ln_1", "qkv": "attn.c_attn", "out": "attn.c_proj"}
+    names |= {"norm_2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+    for i, block in enumerate(network.blocks):
+        for own, theirs in names.items():
+            layer, prefix = getattr(block, own), f"transformer.h.{i}.{theirs}"
+            state[f"{prefix}.weight"] = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight
+            state[f"{prefix}.bias"] = _bias(layer)
+    num_tokens, width = network.tokens.weight.shape
+    config = {
+        "vocab_size": num_tokens,
+        "n_positions": len(network.positions.weight),
+        "n_embd": width,
+        "n_layer": len(network.blocks),
+        "n_head": network.num_heads,
+        "activation_function": "gelu",
+        "tie_word_embeddings": network.head.weight is network.tokens.weight,
+    }
+    net = _new(config, 0.0)
+    net.load_state_dict({name: weight.detach() for name, weight in state.items()})
+    return net.eval()
+
+
+def _bias(layer: Any) -> Tensor:
+    if layer.bias is not None:
+        return layer.bias
+    size = layer.out_features if isinstance(layer, nn.Linear) else layer.weight.shape[0]
+    return layer.weight.new_zeros(size)
+
+
+def _adapted(name: str) -> str:
+    """The name of a weight where peft has put an addition beside it."""
+    layer, _, kind = name.rpartition(".")
+    return f"{layer}{_BASE}.{kind}"
+
+
+def _new(config: dict[str, Any], dropout: float) -> Any:
+    """An untrained network, in training mode, without the marks of begin and end, which few vocabularies have."""
+    transformers = _transformers()
+    rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    marks = {"bos_token_id": None, "eos_token_id": None}
+    try:
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**config, **rates, **marks})).float().train()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"has a network that transformers refuses: {error}") from error
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("network=gpt2 needs the package transformers; install it: make extra EXTRA=text") from error
+    transformers.utils.logging.disable_progress_bar()  # a bar for each file that is read or written
+    return transformers

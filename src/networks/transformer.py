@@ -1,0 +1,144 @@
+"""The Transformer of GPT-2 as a network of an autoregressive model.
+
+Layer norm comes before attention and before the feed-forward part (pre-norm), positions are learned, attention is torch's
+scaled dot product with a causal mask, and the last layer may share its weights with the embedding of tokens.
+
+References:
+    Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762.
+    Radford et al. 2019, "Language models are unsupervised multitask learners" (GPT-2): pre-norm, and initial weights of
+        standard deviation 0.02, divided by sqrt(2 L) for the last layers of the 2 L residual branches.
+    Press, Wolf 2017, "Using the output embedding to improve language models", arXiv:1608.05859: tied weights.
+    Karpathy 2022, nanoGPT, github.com/karpathy/nanoGPT: the form without biases.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.core.errors import UserError, require_sizes
+from src.networks.causal import CausalNetwork
+
+__all__ = ["Transformer"]
+
+_INITIAL_STD = 0.02
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values of the tokens so far, each `(B, heads, T, width / heads)`, of each block; none before the first token."""
+
+
+class Transformer(CausalNetwork):
+    """Logits of the next token by masked self-attention.
+
+    Args:
+        num_tokens: V.
+        length: positions that are learned, and so the longest input.
+        num_layers: blocks.
+        num_heads: of attention in each block.
+        width: of what the blocks add to; a multiple of num_heads. The feed-forward part is four times as wide.
+        dropout: share of values set to zero in training: of the embedding, of attention weights and of what blocks add.
+        bias: whether linear layers and layer norms have biases.
+        tied: the last layer has the weights of the token embedding.
+        condition_dim: size of the condition vector, which is added to every embedding by way of a linear map; 0 for none.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        length: int,
+        num_layers: int,
+        num_heads: int,
+        width: int,
+        dropout: float,
+        bias: bool,
+        tied: bool,
+        condition_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        require_sizes(num_tokens=num_tokens, length=length, num_layers=num_layers, num_heads=num_heads, width=width)
+        if width % num_heads:
+            raise UserError(f"has a network with width={width}, which must be a multiple of num_heads={num_heads}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"has a network with dropout={dropout}, which must be at least 0 and below 1")
+        self.max_length = length
+        self.num_heads = num_heads
+        self.tokens = nn.Embedding(num_tokens, width)
+        self.positions = nn.Embedding(length, width)
+        self.condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(width, num_heads, dropout, bias) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width, bias=bias)
+        self.head = nn.Linear(width, num_tokens, bias=False)
+        self._initialize(num_layers)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Tokens `(B, T)` and features `(B, condition_dim)` or None to logits `(B, T, V)`."""
+        x = self._embedded(tokens, 0, condition)
+        for block in self.blocks:
+            x, _ = block(x, None)
+        return self.head(self.norm(x))
+
+    def begin(self, batch_size: int) -> Cache:
+        return []
+
+    def step(self, token: Tensor, state: Cache, condition: Tensor | None = None) -> tuple[Tensor, Cache]:
+        return self.read(token[:, None], state, condition)
+
+    def read(self, tokens: Tensor, state: Cache, condition: Tensor | None = None) -> tuple[Tensor, Cache]:
+        assert not state or tokens.shape[1] == 1, "several tokens at once are read at the beginning only"
+        x = self._embedded(tokens, state[0][0].shape[2] if state else 0, condition)
+        cache = []
+        for i, block in enumerate(self.blocks):
+            x, kept = block(x, state[i] if state else None)
+            cache.append(kept)
+        return self.head(self.norm(x[:, -1])), cache
+
+    def _embedded(self, tokens: Tensor, start: int, condition: Tensor | None) -> Tensor:
+        """What the first block sees of tokens that begin at the position `start`, `(B, T, width)`."""
+        end = start + tokens.shape[1]
+        assert end <= self.positions.num_embeddings, "the input is longer than the positions"
+        x = self.tokens(tokens) + self.positions.weight[start:end]
+        if self.condition is not None:
+            assert condition is not None, "a conditional model needs class labels"
+            x = x + self.condition(condition.to(x.dtype))[:, None]
+        return self.dropout(x)
+
+    def _initialize(self, num_layers: int) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=_INITIAL_STD)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            for layer in (block.out, block.down):
+                nn.init.normal_(layer.weight, std=_INITIAL_STD / math.sqrt(2 * num_layers))
+
+
+class _Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, bias: bool) -> None:
+        super().__init__()
+        self._num_heads = num_heads
+        self._dropout = dropout
+        self.norm_1 = nn.LayerNorm(width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.norm_2 = nn.LayerNorm(width, bias=bias)
+        self.up = nn.Linear(width, 4 * width, bias=bias)
+        self.down = nn.Linear(4 * width, width, bias=bias)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x `(B, T, width)` after keys and values of the past, and those of all so far. After a past T is 1."""
+        q, k, v = self.qkv(self.norm_1(x)).unflatten(2, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        dropout = self._dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=past is None)
+        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), self._dropout, self.training)
+        hidden = F.gelu(self.up(self.norm_2(x)))
+        return x + F.dropout(self.down(hidden), self._dropout, self.training), (k, v)

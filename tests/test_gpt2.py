@@ -1,0 +1,244 @@
+"""GPT-2 of transformers as a network: the known traps, weights from folders, additions of low rank, and the way back."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.core.batch import Batch
+from src.core.errors import UserError
+from src.core.rng import SampleNoise, StreamNoise
+from src.core.spec import DISCRETE, DataSpec, Values
+from src.core.tokens import TokenChoice
+from src.data.tokenizers import CharacterTokenizer
+from src.models.autoregressive import Autoregressive
+from src.networks.lstm import LSTM
+from src.networks.transformer import Transformer
+from src.samplers.autoregressive import continue_tokens
+from tests.commands import call
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (make extra EXTRA=text)")
+pytest.importorskip("peft", reason="peft is not installed (make extra EXTRA=text)")
+
+from src.networks.gpt2 import GPT2, as_gpt2  # noqa: E402 - it is of no use without transformers
+
+V, LENGTH = 11, 12
+LETTERS = CharacterTokenizer("abcdefghijk")
+
+
+def small_gpt2(num_tokens: int = V, length: int = LENGTH, **keys: object) -> GPT2:
+    torch.manual_seed(0)
+    return GPT2(
+        **{"num_layers": 2, "num_heads": 2, "width": 8, "dropout": 0.0} | keys, num_tokens=num_tokens, length=length
+    )
+
+
+def tokens(rows: int = 3, length: int = LENGTH, seed: int = 0) -> Tensor:
+    return (V * SampleNoise(seed).uniform((rows, length), torch.zeros(()))).long()
+
+
+def away_from_its_start(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights so large that every one of them tells in the logits."""
+    for i, weight in enumerate(network.parameters()):
+        weight.data = 0.3 * SampleNoise(i).normal(tuple(weight.shape), weight)
+    return network.eval()
+
+
+def model_of(network: partial, length: int = LENGTH) -> Autoregressive:
+    values = Values(DISCRETE, low=0, high=V - 1, levels=V)
+    spec = DataSpec("made_up", "tokens", (length + 1,), values, tokenizer=LETTERS.to_json())
+    return Autoregressive(spec, network, TokenChoice(), conditional=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Weights as transformers saves them, in bfloat16, with marks of their own."""
+    path = tmp_path_factory.mktemp("weights")
+    away_from_its_start(small_gpt2()).net.to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+def loaded(folder: Path, **keys: object) -> GPT2:
+    network = small_gpt2(weights=str(folder), **keys)
+    network.load_weights()
+    return network
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_of_nanogpts_configuration_for_cpus():
+    network = small_gpt2(65, 64, num_layers=4, num_heads=4, width=128)
+    assert sum(weight.numel() for weight in network.parameters()) == 809_856
+    residual = network.net.transformer.h[0].mlp.c_proj.weight
+    assert float(residual.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * 4), rel=0.05)
+    assert network.net.config.bos_token_id is None  # its own lie far outside of 65 tokens
+
+
+def test_cached_logits_are_those_of_the_whole():
+    network, x = away_from_its_start(small_gpt2()), tokens()
+    whole, state, one_by_one = network(x), network.begin(3), []
+    for token in x.unbind(1):
+        logits, state = network.step(token, state)
+        one_by_one.append(logits)
+    torch.testing.assert_close(torch.stack(one_by_one, 1), whole, rtol=0, atol=1e-5)
+    at_once, _ = network.read(x, network.begin(3))
+    torch.testing.assert_close(at_once, whole[:, -1], rtol=0, atol=1e-5)
+
+
+def test_text_beyond_the_positions_is_drawn_by_the_last_of_them():
+    network = away_from_its_start(small_gpt2())
+    draw = partial(continue_tokens, network, tokens(2, 5), 20, TokenChoice())
+    cached, plain = draw(SampleNoise(1)), draw(SampleNoise(1), cached=False)
+    assert all(torch.equal(a, b) and len(a) == 20 for a, b in zip(cached, plain, strict=True))
+
+
+def test_loss_is_of_the_next_token_and_of_no_other():
+    model = model_of(partial(GPT2, num_layers=2, num_heads=2, width=8, dropout=0.0))
+    away_from_its_start(model.network)
+    x = tokens(4, LENGTH + 1)
+    logits = model.network(x[:, :-1])
+    by_hand = F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none").view(4, LENGTH).mean(1)
+    torch.testing.assert_close(model.loss(Batch(x))["loss"], by_hand)
+    # transformers shifts by itself: its loss of the same tokens is that of its T - 1 predictions, of ours there are T
+    theirs = model.network.net(input_ids=x[:1, :-1], labels=x[:1, :-1]).loss
+    torch.testing.assert_close(theirs, F.cross_entropy(logits[0, :-1], x[0, 1:-1]))
+
+
+def test_tied_weights_stay_one(tmp_path):
+    network = small_gpt2()
+    assert network.net.lm_head.weight is network.net.transformer.wte.weight
+    other = small_gpt2()
+    other.load_state_dict(away_from_its_start(network).state_dict())
+    assert other.net.lm_head.weight is other.net.transformer.wte.weight
+    assert torch.equal(other(tokens()), network(tokens()))
+
+
+# --- weights from a folder --------------------------------------------------------------------------------------------
+
+
+def test_weights_are_loaded_in_float32_and_trained_with_dropout(folder):
+    network = loaded(folder, dropout=0.5)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    assert all(module.training for module in network.modules())
+    assert not torch.equal(network(tokens()), network(tokens()))
+    reference = transformers.GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    torch.testing.assert_close(network.eval()(tokens()), reference.eval()(tokens()).logits, rtol=0, atol=1e-5)
+
+
+def test_weights_come_before_the_first_step_and_only_then(folder):
+    model = model_of(partial(GPT2, num_layers=1, num_heads=1, width=4, dropout=0.0, weights=str(folder)))
+    before = model.network(tokens())
+    model.prepare(lambda: [Batch(tokens(4, LENGTH + 1))], generator=StreamNoise(0))
+    assert not torch.allclose(model.network(tokens()), before)
+    assert torch.equal(model.network(tokens()), loaded(folder)(tokens()))
+
+
+def test_network_is_rebuilt_without_its_folder(folder):
+    from src.core.pretrained import gpt2_config
+
+    there = loaded(folder)
+    rebuilt = small_gpt2(weights="/gone", config=gpt2_config(str(folder)))
+    rebuilt.load_state_dict(there.state_dict())
+    assert torch.equal(rebuilt.eval()(tokens()), there.eval()(tokens()))
+    with pytest.raises(UserError, match=r"network\.weights=/gone is no folder"):
+        rebuilt.load_weights()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"weights": "/nowhere"}, "network.weights=/nowhere is no folder"),
+        ({"num_tokens": 12}, r"weights of 11 tokens \(network.weights=.*\), the data has 12; .* tokenizer=pretrained"),
+        ({"length": 13}, r"see 12 tokens at most .*; set data.context=12 or less, it is 13"),
+        ({"weights": None, "lora_rank": 2}, "network.lora_rank adds to trained weights"),
+        ({"lora_rank": 0}, "network.lora_rank=0 must be at least 1"),
+        ({"lora_rank": 2, "lora_targets": ["c_foo"]}, r"lora_targets=\['c_foo'\] names no layer of GPT-2"),
+        ({"condition_dim": 3}, "without a place for a class"),
+        ({"weights": None, "num_heads": 3}, "width=8, which must be a multiple of num_heads=3"),
+    ],
+)
+def test_what_does_not_fit_is_said(folder, keys, message):
+    with pytest.raises(UserError, match=message):
+        small_gpt2(**{"weights": str(folder)} | keys)
+
+
+def test_folder_of_something_else_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no config.json"):
+        small_gpt2(weights=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UserError, match="holds weights of llama; only gpt2 is known"):
+        small_gpt2(weights=str(tmp_path))
+
+
+# --- additions of low rank --------------------------------------------------------------------------------------------
+
+
+def test_additions_begin_at_nothing_are_all_that_is_trained_and_can_be_merged(folder):
+    plain, network = loaded(folder).eval(), loaded(folder, lora_rank=2).eval()
+    assert torch.equal(network(tokens()), plain(tokens()))
+    trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    assert sum(weight.numel() for weight in trained.values()) == 2 * 2 * (8 + 24)  # of two layers c_attn
+    away = {name: 0.3 * SampleNoise(7).normal(tuple(weight.shape), weight) for name, weight in trained.items()}
+    network.load_state_dict(network.state_dict() | away)
+    assert not torch.allclose(network(tokens()), plain(tokens()), atol=1e-3)
+    torch.testing.assert_close(network.merged()(tokens()).logits, network(tokens()), rtol=0, atol=1e-5)
+    rebuilt = small_gpt2(weights=str(folder), lora_rank=2).eval()
+    rebuilt.load_state_dict(network.state_dict())
+    assert torch.equal(rebuilt(tokens()), network(tokens()))
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_our_transformer_is_a_gpt2(tmp_path, bias, tied):
+    ours = away_from_its_start(Transformer(V, LENGTH, 2, 2, 8, 0.1, bias, tied))
+    as_gpt2(ours).save_pretrained(tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, local_files_only=True).eval()
+    assert ours(tokens()).std() > 0.1
+    torch.testing.assert_close(theirs(tokens()).logits, ours(tokens()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(loaded(tmp_path).eval()(tokens()), ours(tokens()), rtol=0, atol=1e-5)
+
+
+def test_other_networks_have_no_such_form():
+    with pytest.raises(UserError, match="LSTM does not have the form of GPT-2"):
+        as_gpt2(LSTM(V, LENGTH, 1, 4, 0.0, False))
+    with pytest.raises(UserError, match="given a class"):
+        as_gpt2(Transformer(V, LENGTH, 1, 1, 4, 0.0, True, True, condition_dim=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["gpt2", "transformer"])
+def test_run_is_exported_loaded_by_transformers_and_trained_on(tmp_path, model):
+    text, run, out, further = (tmp_path / name for name in ("text.txt", "run", "out", "further"))
+    text.write_text("the cat sat on the mat, the dog sat on the log. " * 200)
+    sizes = ["network.num_layers=1", "network.num_heads=1", "network.width=8", "metric=[nats_per_token]"]
+    few = ["trainer.max_steps=20", "data.context=16", f"data.cache={tmp_path / 'cache'}", "trainer.accelerator=cpu"]
+    given = ["data=text_file", f"data.path={text}", *few]
+    bpe = ["tokenizer=bpe", "tokenizer.num_tokens=280"]
+    assert call("train", f"model={model}", *given, *bpe, *sizes, f"hydra.run.dir={run}").code == 0
+    assert call("export", f"run={run}", f"out={out}").code == 0
+    assert "is there already" in call("export", f"run={run}", f"out={out}").text
+    net = transformers.GPT2LMHeadModel.from_pretrained(out, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out, local_files_only=True)
+    x = torch.tensor([tokenizer("the cat")["input_ids"]])
+    assert tokenizer.decode(x[0]) == "the cat"
+    assert (net.generation_config.do_sample, net.generation_config.top_k) == (True, 0)
+    assert net.generate(x, max_new_tokens=5).shape == (1, x.shape[1] + 5)
+    begun = ["model=gpt2", f"network.weights={out}", "tokenizer=pretrained", f"tokenizer.path={out}", "network.lora_rank=2"]
+    after = call("train", *begun, *given, sizes[-1], "trainer.max_steps=1", "optim.lr=0.0", f"hydra.run.dir={further}")
+    assert after.code == 0
+    nats = [
+        json.loads((path / "results.json").read_text())["metrics"]["nats_per_token"]["value"] for path in (run, further)
+    ]
+    assert nats[1] == pytest.approx(nats[0], abs=1e-5)
+    out.rename(tmp_path / "elsewhere")
+    drawn = call("sample", f"run={further}", "prompt=the cat", "n=2")
+    assert drawn.code == 0, drawn.text
