@@ -363,8 +363,8 @@ def _sound_classifier(
     of_file, of_data = ((some.sample_rate, some.length) for some in (sound, spec.sound))
     if of_file != of_data or len(about["class_names"]) != spec.num_classes:
         raise NotApplicable(
-            f"the classifier {file} is of {sound.describe()} in {len(about['class_names'])} classes; data={spec.name} gives "
-            f"{spec.describe()}"
+            f"the classifier {file} is of {sound.describe()} in {len(about['class_names'])} classes; data={spec.name} "
+            f"gives {spec.describe()}"
         )
     network = _network_of(file, state, about)
     return SoundExtractor(file.stem, network.to(device), sound, sha256, about["accuracy"])

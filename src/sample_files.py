@@ -68,8 +68,8 @@ class SampleFiles:
     def write_rows(self, kind: str, x: Tensor) -> str:
         """Images `(num_rows, num_columns, *event)` as one grid KIND.png; vectors as KIND.npy.
 
-        Of points in the plane KIND.png has each row in a colour of its own. Sounds as a grid of their log-mels, and as KIND.wav,
-        row by row.
+        Of points in the plane KIND.png has each row in a colour of its own. Sounds as a grid of their log-mels, and as
+        KIND.wav, row by row.
         """
         if self._spec.sound is not None:
             self._own.claim([f"{kind}.png", f"{kind}.wav"])

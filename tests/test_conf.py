@@ -19,10 +19,11 @@ model_config = functools.cache(lambda name: compose_config(f"model={name}"))
 
 
 def resolved(group: str, name: str) -> dict[str, Any]:
-    """An option by itself; a model or an experiment with the parts that its defaults list brings."""
-    if group not in ("model", "experiment"):
+    """An option by itself; a model, an experiment or a text with the parts that its defaults list brings."""
+    is_text = group == "data" and "defaults" in load_option(group, name)
+    if group not in ("model", "experiment") and not is_text:
         return OmegaConf.to_container(load_option(group, name), resolve=True)
-    config = model_config(name) if group == "model" else compose_config(f"experiment={name}")
+    config = model_config(name) if group == "model" else compose_config(f"{group}={name}")
     own = ["model"] if group == "model" else [key for key in load_option(group, name) if key != "defaults"]
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in own}
 

@@ -371,7 +371,7 @@ every_conditional = pytest.mark.parametrize("name", [name for name in MODELS if 
 
 @every_conditional
 def test_same_noise_gives_another_sample_for_each_class(name):
-    model = Setting(name).model().eval()
+    model = awake(Setting(name).model()).eval()
     assert model.is_conditional
     x = model.sample(NUM_CLASSES, torch.arange(NUM_CLASSES), generator=RepeatingNoise(period=1))
     differences = [(x[i] - x[j]).abs().max() for i, j in itertools.combinations(range(NUM_CLASSES), 2)]

@@ -55,6 +55,7 @@ PROMISES: dict[str, tuple[str, Callable[[dict], bool]]] = {
     "shakespeare_gpt2": ("estimated_nats", lambda entry: abs(entry["value"] - 1.886) <= 0.05),  # as shakespeare_nanogpt
     "shakespeare_lstm": ("nats_per_token", lambda entry: entry["value"] < 1.669),  # a 5-gram's
     "shakespeare_transformer": ("nats_per_token", lambda entry: entry["value"] < 1.669),
+    "fsdd_models": ("log_mel_distance", lambda entry: entry["value"] <= 14),  # dB, of audio_vae_mel; of noise 57
     "eight_gaussians_to_moons": ("wasserstein", lambda entry: entry["value"] <= 0.45),
 }
 OF_GPU: dict[str, tuple[str, Callable[[dict], bool]]] = {  # hours on one
@@ -137,6 +138,9 @@ def skip_without_data(experiment: str) -> None:
     if experiment.startswith("shakespeare"):
         if not has_shakespeare:
             pytest.skip(f"no tinyshakespeare/input.txt under {DATA_ROOT}; set DATA_ROOT")
+    elif experiment.startswith("fsdd"):
+        if not (DATA_ROOT / "fsdd" / "recordings").is_dir():
+            pytest.skip(f"no fsdd/recordings under {DATA_ROOT}; set DATA_ROOT")
     elif not experiment.startswith("cifar10") and not has_mnist:
         pytest.skip(f"no MNIST under {DATA_ROOT}; set DATA_ROOT")
 

@@ -33,7 +33,15 @@ ORACLE = Path(__file__).parent / "librosa_mel.npz"
 
 
 def sound(representation=WAVEFORM, **settings) -> Sound:
-    plain = {"sample_rate": 8000, "length": 2048, "n_fft": 256, "hop": 128, "num_mels": 64, "log_low": -16.0, "log_high": 2.0}
+    plain = {
+        "sample_rate": 8000,
+        "length": 2048,
+        "n_fft": 256,
+        "hop": 128,
+        "num_mels": 64,
+        "log_low": -16.0,
+        "log_high": 2.0,
+    }
     return Sound(representation=representation, **(plain | settings))
 
 
@@ -93,14 +101,18 @@ def test_log_mel_is_the_logarithm_of_librosas(dtype, tolerance):
 def test_mel_filters_are_those_of_transformers():
     audio_utils = pytest.importorskip("transformers.audio_utils", reason="the extra `text` is not installed")
     for rate, n_fft, num_mels in ((8000, 256, 64), (22_050, 1024, 80)):
-        expected = audio_utils.mel_filter_bank(1 + n_fft // 2, num_mels, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")
+        expected = audio_utils.mel_filter_bank(
+            1 + n_fft // 2, num_mels, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney"
+        )
         np.testing.assert_allclose(mel_filters(rate, n_fft, num_mels).numpy(), expected.T, rtol=0, atol=1e-8)
 
 
 def test_a_filter_has_the_area_1_and_none_is_empty():
     filters = mel_filters(8000, 4096, 20)
     torch.testing.assert_close(filters.sum(1) * 8000 / 4096, torch.ones(20, dtype=torch.float64), rtol=1e-3, atol=0)
-    with pytest.raises(UserError, match=r"data\.num_mels=200 leaves \d+ of the bands without a frequency at data\.n_fft=256"):
+    with pytest.raises(
+        UserError, match=r"data\.num_mels=200 leaves \d+ of the bands without a frequency at data\.n_fft=256"
+    ):
         mel_filters(8000, 256, 200)
 
 
@@ -121,9 +133,11 @@ def test_silence_is_the_lowest_level_and_comes_back_as_silence():
 def test_griffin_lim_finds_a_sound_with_the_magnitudes():
     x = tones()
     magnitude = spectrogram(x, 256, 64).abs()
+
     def convergence(iterations):
         rebuilt = spectrogram(griffin_lim(magnitude, 256, 64, 2048, iterations), 256, 64).abs()
         return float((rebuilt - magnitude).norm() / magnitude.norm())
+
     assert convergence(32) < 0.15
     assert convergence(32) < convergence(4) < convergence(0)
 

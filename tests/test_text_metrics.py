@@ -185,10 +185,11 @@ def test_likelihood_of_text_is_refused_where_there_is_none():
         make_metric("nats_per_token").measure(make_inputs())
     with pytest.raises(NotApplicable, match="fake has no PredictsTokens"):
         make_metric("nats_per_token").measure(inputs_of(TEXT, nn.Identity()))
-    with pytest.raises(UserError, match=r"stride=9 is more than the context of 8 tokens"):
+    with pytest.raises(NotApplicable, match="a stride of 9 is more than the context of 8 tokens"):
         make_metric("nats_per_token", stride=9).measure(inputs_of(TEXT, Markov(V)))
-    with pytest.raises(UserError, match="stride=0 must be at least 1"):
-        make_metric("nats_per_token", stride=0)
+    for stride in (0, 2.5):
+        with pytest.raises(UserError, match=f"stride={stride} must be a whole number of at least 1"):
+            make_metric("nats_per_token", stride=stride)
 
 
 class Hopeless(nn.Module):
@@ -288,6 +289,13 @@ def test_yardsticks_stand_beside_every_likelihood_and_are_computed_once(tmp_path
     plain = to_json({"nats_per_token": measured("nats_per_token", TEXT, Markov(V), store)})
     beside = f"nats/token, beside uniform 1.386, unigram 1.393, 5-gram {per_token['5-gram'].value:.4g}"
     assert [line.partition(" ")[2].partition(" ")[2] for line in yardsticks(plain)] == [beside]
+
+
+def test_yardsticks_of_a_text_that_is_too_long_are_absent_with_the_reason(monkeypatch):
+    monkeypatch.setattr("src.metrics.text_likelihood._MOST_COUNTED", 499)
+    found = measured("bits_per_char", TEXT, Markov(V))
+    assert found.value > 0
+    assert str(found.anchors["5-gram"]) == "the training text has 500 tokens, yardsticks are of at most 499"
 
 
 # --- completions ------------------------------------------------------------------------------------------------------

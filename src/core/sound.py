@@ -6,8 +6,8 @@ A clip is stored once, as 16-bit integers. A model sees it as one of three:
     mu_law     integers 0 .. 255, `(T,)`: the logarithm of the amplitude in 256 steps, as telephones have it
     log_mel    a picture in [-1, 1], `(1, num_mels, T / hop)`: the logarithm of the power at each pitch and time
 
-The way back is exact up to rounding from a waveform, loses 36 dB of signal to noise from mu-law, and from a log-mel has to
-guess the phase (Griffin, Lim 1984). Whatever the representation, sounds are compared as the waveforms that they are heard as.
+The way back is exact up to rounding from a waveform, leaves a signal 36 dB above the noise from mu-law, and from a log-mel
+has to guess the phase (Griffin, Lim 1984). Whatever the representation, sounds are compared by their waveforms.
 
 References:
     ITU-T recommendation G.711: mu-law, here as a formula and not in segments.
@@ -218,8 +218,8 @@ def log_mel(waveform: Tensor, sound: Sound) -> Tensor:
 def griffin_lim(magnitude: Tensor, n_fft: int, hop: int, length: int, iterations: int = _ITERATIONS) -> Tensor:
     """Clips `(B, length)` whose spectrograms have about these magnitudes `(B, n_fft // 2 + 1, 1 + length // hop)`.
 
-    Phases, at random in the beginning and the same ones for every clip, are again and again replaced by those of the nearest
-    spectrogram that belongs to a sound, with a momentum of 0.99 (Perraudin et al. 2013).
+    Phases, at random in the beginning and the same ones for every clip, are again and again replaced by those of the
+    nearest spectrogram that belongs to a sound, with a momentum of 0.99 (Perraudin et al. 2013).
     """
     window = torch.hann_window(n_fft, dtype=magnitude.dtype, device=magnitude.device)
 
@@ -249,7 +249,7 @@ def mel_to_waveform(mel: Tensor, sound: Sound, iterations: int = _ITERATIONS) ->
 
 
 def _nonnegative_least_squares(a: Tensor, y: Tensor) -> Tensor:
-    """x >= 0 `(B, N, t)` with a small |a x - y|^2, for `a >= 0` `(M, N)` and y >= 0 `(B, M, t)`, by multiplicative updates."""
+    """x >= 0 `(B, N, t)` with a small |a x - y|^2, for a >= 0 `(M, N)` and y >= 0 `(B, M, t)`: multiplicative updates."""
     projected, gram = a.T @ y, a.T @ a
     x = projected / gram.sum(1, keepdim=True).clamp(min=_TINY)
     for _ in range(_NNLS_ITERATIONS):

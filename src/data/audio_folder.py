@@ -58,8 +58,8 @@ def audio_folder(
 ) -> Arrays:
     """Clips of sound from WAV, FLAC, OGG, Opus, MP3 and AIFF files.
 
-    Every file must lie in a sub-folder (its class), or none of them (no labels), unless `label_pattern` reads the class from
-    the file's name. Folders that all files share are skipped. Other and hidden files are passed over.
+    Every file must lie in a sub-folder (its class), or none of them (no labels), unless `label_pattern` reads the class
+    from the file's name. Folders that all files share are skipped. Other and hidden files are passed over.
 
     Args:
         path: a folder.
@@ -88,7 +88,9 @@ def audio_folder(
         share = max(1, round(held_out * len(files)))
         counts = {part: 0 if part in held else share for part in ("val", "test")}
         if counts["val"] + counts["test"] >= len(rest):
-            raise UserError(f"the held-out parts leave none of the {len(files)} files of {path} to train on (data.held_out)")
+            raise UserError(
+                f"the held-out parts leave none of the {len(files)} files of {path} to train on (data.held_out)"
+            )
         parts = split_indices(len(rest), counts["val"], counts["test"])
         return {part: held.get(part, rest[index]) for part, index in parts.items()}
 

@@ -14,12 +14,13 @@ from src.core.collectives import gather_to_first, num_ranks, own_rank
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import CanSample, HasSettings
 from src.core.rng import SampleNoise, derive_seed, hash_bits
-from src.core.sound import LOG_MEL, Sound, from_pcm, log_mel, mel_to_waveform, mu_law_decode, mu_law_encode, to_pcm, to_waveform
+from src.core.sound import LOG_MEL, Sound, from_pcm, to_pcm, to_waveform
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluation.costs import SamplingMeter
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import GRIFFIN_LIM, HELD_OUT, MU_LAW, NOISE, UNTRAINED, Inputs, Measurement, Metric
+from src.metrics.metric import HELD_OUT, MU_LAW, NOISE, UNTRAINED, Inputs, Measurement, Metric
+from src.metrics.spectral import round_trips
 from src.metrics.store import Store
 from src.metrics.text import Text
 
@@ -187,8 +188,8 @@ def _is_measured(spec: DataSpec) -> bool:
 
 
 def _as_measured(spec: DataSpec, x: Tensor) -> Tensor:
-    """What metrics see of examples: images as bytes, sounds as waveforms of 16 bits, tokens as their numbers, vectors as they
-    are, in float32."""
+    """What metrics see of examples: images as bytes, sounds as waveforms of 16 bits, tokens as their numbers, vectors as
+    they are, in float32."""
     if spec.sound is not None:
         return to_pcm(to_waveform(x, spec.sound))
     if spec.modality == "tokens":
@@ -313,8 +314,8 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 
 def _noise(data: ArrayData, labels: Tensor | None, num_samples: int, batch_size: int, seed: int) -> ImageSet:
-    """Images of independent uniform bytes, clips of such numbers of 16 bits, points uniform in the box that the training points
-    span, or uniform tokens."""
+    """Images of independent uniform bytes, clips of such numbers of 16 bits, points uniform in the box that the training
+    points span, or uniform tokens."""
     if data.spec.sound is not None:
         return _noise_clips(data, labels, num_samples, batch_size, seed)
     makers = {"image": _noise_images, "vector": _noise_points, "tokens": _noise_tokens}
@@ -346,10 +347,7 @@ def _noise_clips(data: ArrayData, labels: Tensor | None, num_samples: int, batch
 
 def _round_trips(sound: Sound, held_out: ImageSet) -> dict[str, ImageSet]:
     """Held-out clips by way of mu-law, and by way of a log-mel: what models of these cannot surpass."""
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        MU_LAW: lambda x: mu_law_decode(mu_law_encode(x)),
-        GRIFFIN_LIM: lambda x: mel_to_waveform(log_mel(x, sound), sound),
-    }
+    ways = round_trips(sound)
 
     def through(name: str) -> ImageSet:
         def batches() -> Iterable[tuple[Tensor, Tensor | None]]:

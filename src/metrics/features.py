@@ -66,8 +66,8 @@ class Features:
 
 
 class Extractor(ABC):
-    """Turns uint8 images `(B, C, H, W)` in 0 .. 255, float32 vectors `(B, D)`, or int16 clips of sound `(B, T)`, into features
-    and logits.
+    """Turns uint8 images `(B, C, H, W)` in 0 .. 255, float32 vectors `(B, D)`, or int16 clips of sound `(B, T)`, into
+    features and logits.
 
     It is of one of the three. Nothing in it ever trains.
     """

@@ -34,7 +34,7 @@ from src.core.sound import (
 from src.metrics.intervals import mean_interval
 from src.metrics.metric import GRIFFIN_LIM, LOWER, MU_LAW, NOISE, Inputs, Measurement, Metric, Reading, require
 
-__all__ = ["LogMelDistance", "STFTDistance", "log_mel_distance", "stft_distance"]
+__all__ = ["LogMelDistance", "STFTDistance", "log_mel_distance", "round_trips", "stft_distance"]
 
 _DECIBELS = 10 / math.log(10)  # of a natural logarithm of power
 _KEPT = "reconstructed_clips"
@@ -63,6 +63,14 @@ def stft_distance(x: Tensor, y: Tensor, n_fft: int, hop: int, floor: float) -> T
     """
     a, b = (spectrogram(clip, n_fft, hop).abs().clamp(min=floor).flatten(1) for clip in (x, y))
     return (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=_TINY) + (a.log() - b.log()).abs().mean(1)
+
+
+def round_trips(sound: Sound) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The ways of clips `(B, T)` through a representation and back, by the name of the reference row."""
+    return {
+        MU_LAW: lambda clips: mu_law_decode(mu_law_encode(clips)),
+        GRIFFIN_LIM: lambda clips: mel_to_waveform(log_mel(clips, sound), sound),
+    }
 
 
 class _OfReconstructions(Metric):
@@ -170,13 +178,9 @@ def _reconstructed(inputs: Inputs, sound: Sound, num_examples: int | None) -> di
             raise NotApplicable(f"{inputs.model_name} rebuilt examples that are not finite")
         rebuilt.append(to_pcm(to_waveform(out, sound)).cpu())
     x = torch.from_numpy(inputs.clips[chosen.numpy()])
-    through: dict[str, Callable[[Tensor], Tensor]] = {
-        MU_LAW: lambda clips: mu_law_decode(mu_law_encode(clips)),
-        GRIFFIN_LIM: lambda clips: mel_to_waveform(log_mel(clips, sound), sound),
-    }
     noise = SampleNoise(derive_seed(inputs.seed, 2)).uniform(tuple(x.shape), torch.zeros(()))
     found = {"": x, _KEPT: torch.cat(rebuilt), NOISE: to_pcm(2 * noise - 1)}
-    for name, way in through.items():
+    for name, way in round_trips(sound).items():
         found[name] = torch.cat([to_pcm(way(from_pcm(some))) for some in x.split(_AT_A_TIME)])
     kept[num_examples] = found
     return found

@@ -46,7 +46,9 @@ __all__ = [
 ]
 
 _ORDER = 5  # of the n-gram yardstick
-_TOKENS_AT_A_TIME = 16_384
+_MOST_COUNTED = 30_000_000  # tokens of a training text; counting takes about 100 bytes for each
+_LOGITS_AT_A_TIME = 2**24  # tokens times vocabulary
+_MOST_TOKENS_AT_A_TIME = 16_384
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ def windows(num_tokens: int, context: int, stride: int) -> Iterator[Window]:
 
 @torch.no_grad()
 def token_nats(
-    next_nats: Callable[[Tensor], Tensor], stream: Tensor, context: int, stride: int, device: torch.device
+    next_nats: Callable[[Tensor], Tensor],
+    stream: Tensor,
+    context: int,
+    stride: int,
+    device: torch.device,
+    tokens_at_a_time: int = _MOST_TOKENS_AT_A_TIME,
 ) -> tuple[Tensor, Tensor]:
     """-ln p of every token of a stream but the first, `(T - 1,)` float64 in nats, and how many tokens it was given.
 
@@ -81,10 +88,11 @@ def token_nats(
         stream: `(T,)` int64.
         context, stride: see `windows`.
         device: where `next_nats` takes tokens.
+        tokens_at_a_time: given to it in one call, about.
     """
     nats = torch.empty(len(stream) - 1, dtype=torch.float64)
     given = torch.empty(len(stream) - 1, dtype=torch.int64)
-    for some in _of_equal_length(windows(len(stream), context, stride), max(1, _TOKENS_AT_A_TIME // context)):
+    for some in _of_equal_length(windows(len(stream), context, stride), max(1, tokens_at_a_time // context)):
         batch = torch.stack([stream[window.start : window.end] for window in some])
         found = next_nats(batch.to(device)).cpu().double()
         for window, row in zip(some, found, strict=True):
@@ -114,16 +122,16 @@ class _OverHeldOutText(Metric):
     unit = "nats/token"
 
     def __init__(self, stride: int | None = None) -> None:
-        require_at_least("metric.*.stride", stride, 1)
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 1):
+            raise UserError(f"metric.*.stride={stride} must be a whole number of at least 1, or null for the context")
         self._stride = stride
 
     def measure(self, inputs: Inputs) -> Measurement:
         text = inputs.need_text()
         stride = text.context if self._stride is None else self._stride
         if stride > text.context:
-            raise UserError(
-                f"metric.*.stride={stride} is more than the context of {text.context} tokens, so that tokens would be left "
-                "out; give at most data.context, or null for it"
+            raise NotApplicable(
+                f"a stride of {stride} is more than the context of {text.context} tokens, so that some would be left out"
             )
         key = f"token_nats {stride}"
         if key not in inputs.kept:
@@ -133,9 +141,6 @@ class _OverHeldOutText(Metric):
             raise NotApplicable(f"{int((~nats.isfinite()).sum())} of {len(nats)} tokens have no finite likelihood")
         ends = mean_interval(_means_of_blocks(nats, text.context))
         interval = None if ends is None else (self._in_unit(ends[0], text), self._in_unit(ends[1], text))
-        rows, count = self._rows(inputs, text), self._count(text)
-        anchors: dict[str, Reading | NotApplicable] = {}
-        anchors |= {name: Reading(self._in_unit(row, text), count) for name, row in rows.items()}
         card = _card(text) | {"stride": "the context" if stride == text.context else stride, "num_tokens": len(nats)}
         return Measurement(
             self._in_unit(float(nats.mean()), text),
@@ -144,12 +149,20 @@ class _OverHeldOutText(Metric):
             LOWER,
             interval,
             self._parts(nats, given),
-            anchors,
+            self._anchors(inputs, text),
         )
 
     @staticmethod
     def _nats(inputs: Inputs, text: Text, stride: int) -> tuple[Tensor, Tensor]:
-        return token_nats(_next_nats(inputs), text.tokens("test"), text.context, stride, inputs.device)
+        how = (text.context, stride, inputs.device, _tokens_at_a_time(text))
+        return token_nats(_next_nats(inputs), text.tokens("test"), *how)
+
+    def _anchors(self, inputs: Inputs, text: Text) -> dict[str, Reading | NotApplicable]:
+        if len(text.train) > _MOST_COUNTED:
+            reason = f"the training text has {len(text.train):,} tokens, yardsticks are of at most {_MOST_COUNTED:,}"
+            return {f"{_ORDER}-gram": NotApplicable(reason)}
+        rows, count = self._rows(inputs, text), self._count(text)
+        return {name: Reading(self._in_unit(row, text), count) for name, row in rows.items()}
 
     def _count(self, text: Text) -> int:
         """How many are predicted."""
@@ -275,7 +288,7 @@ class EstimatedNats(Metric):
         u = noise.uniform((count,), torch.zeros((), dtype=torch.float64))
         starts = (u * (len(stream) - length + 1)).long()
         means = []
-        for some in starts.split(max(1, _TOKENS_AT_A_TIME // text.context)):
+        for some in starts.split(max(1, _tokens_at_a_time(text) // text.context)):
             batch = stream[some[:, None] + torch.arange(length)]
             means.append(next_nats(batch.to(inputs.device)).cpu().double().mean(1))
         of_windows = torch.cat(means)
@@ -292,6 +305,10 @@ def _next_nats(inputs: Inputs) -> Callable[[Tensor], Tensor]:
     if getattr(inputs.model, "is_conditional", False):
         raise NotApplicable(f"{inputs.model_name} scores tokens given a class, and a text has none")
     return lambda tokens: -inputs.model.log_probs(tokens)
+
+
+def _tokens_at_a_time(text: Text) -> int:
+    return min(_MOST_TOKENS_AT_A_TIME, _LOGITS_AT_A_TIME // text.tokenizer.num_tokens)
 
 
 def _card(text: Text) -> dict[str, Any]:

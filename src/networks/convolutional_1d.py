@@ -106,8 +106,8 @@ def _sizes(shape: Sequence[int], width: int, kernel_size: int) -> tuple[int, int
     if len(shape) != 2 or shape[1] < _STRIDE:
         given = "x".join(str(n) for n in shape)
         raise UserError(
-            f"has convolutional networks in one dimension, which take waveforms of at least {_STRIDE} samples; the data set "
-            f"gives {given} (choose data=fsdd or data=audio_folder, with data.representation=waveform)"
+            f"has convolutional networks in one dimension, which take waveforms of at least {_STRIDE} samples; the data "
+            f"set gives {given} (choose data=fsdd or data=audio_folder, with data.representation=waveform)"
         )
     if kernel_size < _STRIDE or kernel_size % 2:
         raise UserError(f"has a network with kernel_size={kernel_size}, which must be even and at least {_STRIDE}")

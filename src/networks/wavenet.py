@@ -1,9 +1,9 @@
 """WaveNet: causal convolutions over tokens whose reach doubles with every layer.
 
-Each layer sees its own input d samples back, with d = 1, 2, 4, ..., so L layers see 2^L samples; a stack of such layers can be
-repeated. A gate tanh(a) sigmoid(b) takes the place of the ReLU, each layer adds to its input and, by a skip connection, to
-what the head sees. To draw, every layer keeps the last d of its inputs in a queue, so that a new sample costs one evaluation
-of each layer (Paine et al. 2016).
+Each layer sees its own input d samples back, with d = 1, 2, 4, ..., so L layers see 2^L samples; a stack of such layers can
+be repeated. A gate tanh(a) sigmoid(b) takes the place of the ReLU, each layer adds to its input and, by a skip connection,
+to what the head sees. To draw, every layer keeps the last d of its inputs in a queue, so that a new sample costs one
+evaluation of each layer (Paine et al. 2016).
 
 References:
     van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior, Kavukcuoglu 2016, "WaveNet: a generative
@@ -13,6 +13,7 @@ References:
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,44 +64,52 @@ class WaveNet(CausalNetwork):
         require_sizes(num_tokens=num_tokens, length=length, width=width, skip_width=skip_width)
         require_sizes(num_layers=num_layers, num_stacks=num_stacks)
         if num_layers > 20:
-            raise UserError(f"has a network with num_layers={num_layers}, of which the last would look 2^{num_layers - 1} back")
+            raise UserError(
+                f"has a network with num_layers={num_layers}, of which the last would look 2^{num_layers - 1} back"
+            )
         self.tokens = nn.Embedding(num_tokens, width)
         dilations = [2**i for i in range(num_layers)] * num_stacks
-        self.layers = nn.ModuleList(_Layer(width, skip_width, dilation, condition_dim) for dilation in dilations)
-        self.layers[-1].out = None  # nobody would see it
+        last = len(dilations) - 1  # nobody would see its output
+        self.layers = nn.ModuleList(
+            _Layer(width, skip_width, dilation, condition_dim, i < last) for i, dilation in enumerate(dilations)
+        )
         self.hidden = nn.Linear(skip_width, skip_width)
         self.head = nn.Linear(skip_width, num_tokens)
 
     @property
     def receptive_field(self) -> int:
         """Tokens that the logits at a place depend on, that place's own included."""
-        return 1 + sum(layer.dilation for layer in self.layers)
+        return 1 + sum(layer.dilation for layer in self._layers)
+
+    @property
+    def _layers(self) -> "list[_Layer]":
+        return cast("list[_Layer]", list(self.layers))
 
     def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
         """Tokens `(B, T)` and features `(B, condition_dim)` or None to logits `(B, T, V)`."""
         x = self.tokens(tokens).movedim(2, 1)
-        total = None
-        for layer in self.layers:
+        total = x.new_zeros(())
+        for layer in self._layers:
             x, skip = layer(x, layer.of_condition(condition, x))
-            total = skip if total is None else total + skip
+            total = total + skip
         return self._logits(total.movedim(1, 2))
 
     def begin(self, batch_size: int) -> _State:
         like = self.head.weight
         width = self.tokens.embedding_dim
-        return _State([like.new_zeros(layer.dilation, batch_size, width) for layer in self.layers])
+        return _State([like.new_zeros(layer.dilation, batch_size, width) for layer in self._layers])
 
     def step(self, token: Tensor, state: _State, condition: Tensor | None = None) -> tuple[Tensor, _State]:
         x = self.tokens(token)
         if not state.of_condition:
-            state.of_condition = [layer.of_condition(condition, x) for layer in self.layers]
-        total = None
-        for layer, ring, added in zip(self.layers, state.rings, state.of_condition, strict=True):
+            state.of_condition = [layer.of_condition(condition, x) for layer in self._layers]
+        total = x.new_zeros(())
+        for layer, ring, added in zip(self._layers, state.rings, state.of_condition, strict=True):
             place = state.position % layer.dilation
             before = ring[place].clone()
             ring[place] = x
             x, skip = layer.step(before, x, added)
-            total = skip if total is None else total + skip
+            total = total + skip
         state.position += 1
         return self._logits(total), state
 
@@ -111,14 +120,14 @@ class WaveNet(CausalNetwork):
 class _Layer(nn.Module):
     """tanh(a) sigmoid(b) of the input now and `dilation` samples back, with a residual and a skip connection."""
 
-    def __init__(self, width: int, skip_width: int, dilation: int, condition_dim: int) -> None:
+    def __init__(self, width: int, skip_width: int, dilation: int, condition_dim: int, has_output: bool) -> None:
         super().__init__()
         self.dilation = dilation
         self.before = nn.Linear(width, 2 * width, bias=False)
         self.now = nn.Linear(width, 2 * width)
         self.condition = nn.Linear(condition_dim, 2 * width, bias=False) if condition_dim else None
         self.skip = nn.Linear(width, skip_width)
-        self.out: nn.Linear | None = nn.Linear(width, width)
+        self.out = nn.Linear(width, width) if has_output else None
 
     def of_condition(self, condition: Tensor | None, like: Tensor) -> Tensor:
         """What the class adds before the gate, `(B, 2 width)`; zero without one."""

@@ -46,7 +46,7 @@ Fool = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 STEP_BOUNDS = {"vae": 1.20, "dcgan": 1.05, "wgan_gp": 1.10, "r3gan": 1.10, "flow_matching_unet": 1.10}
 EPOCH_BOUND = 0.65
-TEXT_BOUND = 1.00
+TEXT_BOUND = 1.02  # 1 but for the noise of measuring
 TURN = {"vae": 100, "dcgan": 10, "wgan_gp": 10, "r3gan": 2, "flow_matching_unet": 2}  # steps
 BATCH_SIZE = {"r3gan": 32, "flow_matching_unet": 32}
 NARROW = ("r3gan", "flow_matching_unet")  # seconds a step otherwise, on two cores

@@ -51,11 +51,12 @@ class FreezeClassifier(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         if not trainer.is_global_zero:
             return
-        spec, file = trainer.datamodule.spec, self._file(trainer)
+        spec, file, classifier = trainer.datamodule.spec, self._file(trainer), pl_module.model
+        assert isinstance(classifier, Classifier)
         described = {
             "_target_": f"{self._network.func.__module__}.{self._network.func.__qualname__}",
             **self._network.keywords,
-            "in_shape": list(pl_module.model.in_shape),
+            "in_shape": list(classifier.in_shape),
             "num_classes": spec.num_classes,
         }
         with pl_module.averaged_weights():
@@ -70,7 +71,7 @@ class FreezeClassifier(L.Callback):
                 "network": described,
                 "data": spec.name,
                 "data_fingerprint": trainer.datamodule.arrays.fingerprint,
-                "in_shape": list(pl_module.model.in_shape),
+                "in_shape": list(classifier.in_shape),
                 "class_names": list(spec.class_names),
                 "accuracy": accuracy,
             }
