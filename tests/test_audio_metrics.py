@@ -1,5 +1,6 @@
 """How sounds are judged: by their waveforms, whatever models see of them, beside round trips and codes that know little."""
 
+import json
 import math
 import wave
 from pathlib import Path
@@ -28,6 +29,7 @@ from src.models.classifier import Classifier
 from src.networks.classifier import ConvClassifier
 from src.sample_files import SampleFiles
 from src.training.callbacks.sound_files import joined, mel_bytes, write_wav
+from tests.commands import call
 from tests.sounds import prepared, write_tones
 
 
@@ -214,3 +216,21 @@ def test_clips_are_joined_with_pauses_and_high_notes_are_above(tmp_path):
     loudest = mel_bytes(torch.stack([low, high])[:, None], sound)[:, 0].float().mean(2).argmax(1)
     assert loudest[0] > 12
     assert loudest[1] < 3
+
+
+@pytest.mark.slow
+def test_a_frozen_classifier_of_a_folder_judges_models_of_every_representation(folder, tmp_path):
+    sizes = ("sample_rate=4000", "length=512", "n_fft=64", "hop=32", "num_mels=16")
+    data = ("data=audio_folder", f"data.path={folder}", f"data.cache={tmp_path}", *(f"data.{size}" for size in sizes))
+    said = call("train", "experiment=classifier", *data, "trainer.max_steps=200", f"hydra.run.dir={tmp_path / 'run'}")
+    assert "froze the classifier" in said.text
+    for model in ("audio_vae", "audio_vae_mel", "wavenet"):
+        short = ("trainer.max_steps=2", "metric=[cs]", "callback.light_evaluation.metrics=[]", "evaluation.num_samples=16")
+        run = tmp_path / model
+        said = call("train", f"model={model}", *data, *short, f"hydra.run.dir={run}")
+        assert said.code == 0, said.text
+        found = json.loads((run / "results.json").read_text())["metrics"]["cs"]
+        assert found["anchors"]["held_out"]["value"] > 1.5  # of two classes
+        assert list((run / "samples").glob("samples_epoch_*.wav"))
+    said = call("sample", f"run={tmp_path / 'wavenet'}", "n=2", "condition=low", f"out={tmp_path / 'drawn'}")
+    assert sorted(file.name for file in (tmp_path / "drawn").glob("*.wav")) == ["00000.wav", "00001.wav"]

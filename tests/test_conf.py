@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from src.build import build
 from tests.configs import CONF, compose_config, load_option, options, single_options, target
 
-PREPARES_DATA = {"data"}  # building it would write to the disk
+PREPARES_DATA = {"data", "experiment"}  # building it would write to the disk
 
 
 model_config = functools.cache(lambda name: compose_config(f"model={name}"))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -313,3 +314,13 @@ def test_windows_depend_on_the_seed_and_the_epoch_not_on_the_batch():
 
     assert starts(7) == starts(49)
     assert starts(7) != starts(7, seed=1)
+
+
+@pytest.mark.parametrize(("done", "place"), [(2, (0, 2)), (3, (1, 0))])
+def test_training_that_is_cut_to_few_batches_goes_on_at_the_start_of_the_next_epoch(done, place):
+    data = of_stream(500, 10)
+    data.train_dataloader()
+    progress = SimpleNamespace(current=SimpleNamespace(ready=done))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(num_training_batches=3, fit_loop=loop)  # of 12
+    assert data.state_dict() == dict(zip(("epoch", "batches_done"), place, strict=True))

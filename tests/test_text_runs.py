@@ -112,6 +112,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(run, arguments, what, t
     assert "Traceback" not in said.text
 
 
+@pytest.mark.slow
 def test_resumed_training_is_the_same_to_the_bit(run, root):
     half = root / "half"
     said = trained(half, root, "trainer.max_epochs=1", "training.schedule.examples=160.0")  # of both epochs

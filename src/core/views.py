@@ -68,8 +68,8 @@ class Viewer:
 
         def draw(x: Tensor, condition: Tensor | None, noise: Noise) -> Tensor:
             mean, log_var = model.posterior(x, condition)
-            noise = noise.normal(tuple(mean.shape), like=mean)
-            return model.decode(mean + (0.5 * log_var).exp() * noise, condition)
+            z = mean + (0.5 * log_var).exp() * noise.normal(tuple(mean.shape), like=mean)
+            return model.decode(z, condition)
 
         return torch.cat([batch.x[:, None], self._repeatedly(draw, batch, num_draws)], 1)
 
