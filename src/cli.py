@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _FAULTS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
-_FEW_KEYS = 20
+_FEW_KEYS = 30
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -338,11 +338,12 @@ def _known_keys(config_name: str, parsed: list[Override], key: str) -> list[str]
     whole = _with_groups_only(config_name, parsed, with_hydra=True)
     if key.startswith("hydra."):
         return list(_paths(whole.hydra, "hydra."))
-    own = [str(group) for group in whole.hydra.runtime.choices if not str(group).startswith("hydra/")]
+    own = [str(group) for group in whole.hydra.runtime.choices if str(group).partition("/")[0] != "hydra"]
     hydras = [group for group in _groups() if group.startswith("hydra/")]
-    return [*own, *hydras, *_paths(_with_groups_only(config_name, parsed), "")]
+    return [*own, *hydras, *_paths(OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), "")]
 
 
+@functools.cache
 def _groups() -> set[str]:
     return {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()} - {"hydra"}
 

@@ -33,7 +33,7 @@ def _quick(*arguments: str) -> Said:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "model=vaee"], "model=vaee does not exist; did you mean vae?; allowed: autoencoder, "),
+        (["train", "model=vaee"], "model=vaee does not exist; did you mean vae?; allowed: audio_vae, "),
         (["train", "dta=mnist"], "dta is not a key of the config; did you mean data?"),
         (["train", "seeed=2"], "seeed is not a key of the config; did you mean seed?"),
         (["train", "model.latent_dimm=3"], "model.latent_dimm is not a key of the config; did you mean model.latent_dim?"),

@@ -48,7 +48,7 @@ SAMPLERS = [name for name in MODELS if hasattr(target("model", name), "sample")]
 TRAINABLES = [name for name in MODELS if hasattr(target("model", name), "loss")]
 
 
-FEW = ("autoencoder", "cgan", "classifier", "cvae", "dcgan", "gan", "gmm", "vae", "vae_conv")  # the others are alike
+FEW = ("autoencoder", "classifier", "cvae", "dcgan", "gan", "gmm", "vae")  # the others are alike
 
 
 @pytest.fixture(params=slow_but_for(MODELS, FEW))
