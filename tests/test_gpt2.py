@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -174,6 +176,17 @@ def test_folder_of_something_else_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="holds weights of llama; only gpt2 is known"):
         small_gpt2(weights=str(tmp_path))
+
+
+def test_weights_that_are_not_all_there_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "some")
+    file = tmp_path / "some" / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(file).items() if "h.0.mlp" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"not all there: transformer\.h\.0\.mlp\.c_fc\.bias \(and 3 others\) is missing"
+    ):
+        loaded(tmp_path / "some")
 
 
 # --- additions of low rank --------------------------------------------------------------------------------------------

@@ -144,8 +144,8 @@ class DataSpec:
         """Raise `UserError` unless the examples carry class labels."""
         if not self.num_classes:
             raise UserError(
-                f"needs labelled data; data={self.name} has no labels (for data=image_folder, "
-                "put the images of each class in a folder of its own)"
+                f"needs labelled data; data={self.name} has no labels (for data=image_folder and data=audio_folder, put "
+                "the files of each class in a folder of its own; or set model.conditional=false)"
             )
 
     def to_units(self, levels: Tensor) -> Tensor:

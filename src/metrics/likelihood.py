@@ -52,6 +52,7 @@ class LogLikelihood(Metric):
     """Mean log likelihood of a test example, in nats; larger is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
+        _refuse_text(inputs)
         return _likelihood(inputs, _exact, 1.0, "nats", HIGHER, _of_exact(inputs))
 
 
@@ -59,6 +60,7 @@ class BitsPerDim(Metric):
     """The log likelihood as bits per dimension of discrete data, -log p / (D ln 2); smaller is better."""
 
     def measure(self, inputs: Inputs) -> Measurement:
+        _refuse_text(inputs)
         scale, protocol = _bits_per_nat(inputs), _of_exact(inputs)
         return _likelihood(inputs, _exact, scale, "bits/dim", LOWER, protocol)
 
@@ -182,6 +184,11 @@ class BaselineLogLikelihood(Metric):
 
 
 _LADDER = (1, 5, 50, 500, 5000)
+
+
+def _refuse_text(inputs: Inputs) -> None:
+    if inputs.spec.tokenizer is not None:
+        raise NotApplicable("windows of a text share tokens; nats_per_token counts each of them once")
 
 
 def _required(num_samples: int, num_examples: int | None) -> tuple[int, int | None]:

@@ -105,15 +105,18 @@ class GPT2(CausalNetwork):
         if self._weights is None:
             return
         gpt2_config(self._weights)
+        own = self.net.state_dict()
         try:
-            loaded = _transformers().GPT2LMHeadModel.from_pretrained(
-                self._weights, local_files_only=True, dtype=torch.float32
+            loaded, report = _transformers().GPT2LMHeadModel.from_pretrained(
+                self._weights, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
+            given = {name if name in own else _adapted(name): weight for name, weight in loaded.state_dict().items()}
+            self.net.load_state_dict({**own, **given})
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the weights in network.weights={self._weights} cannot be read: {error}") from error
-        own = self.net.state_dict()
-        given = {name if name in own else _adapted(name): weight for name, weight in loaded.state_dict().items()}
-        self.net.load_state_dict({**own, **given})
+        if lacking := sorted(report["missing_keys"]):  # transformers would begin with random numbers in their place
+            some = f"{lacking[0]} (and {len(lacking) - 1} others)" if len(lacking) > 1 else lacking[0]
+            raise UserError(f"the weights in network.weights={self._weights} are not all there: {some} is missing")
 
     def merged(self) -> nn.Module:
         """A `transformers.GPT2LMHeadModel` that does the same, with all additions added in, in evaluation mode; a copy."""
