@@ -183,9 +183,7 @@ def test_weights_that_are_not_all_there_are_refused(folder, tmp_path):
     file = tmp_path / "some" / "model.safetensors"
     kept = {name: weight for name, weight in load_file(file).items() if "h.0.mlp" not in name}
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"not all there: transformer\.h\.0\.mlp\.c_fc\.bias \(and 3 others\) is missing"
-    ):
+    with pytest.raises(UserError, match=r"not all there: transformer\.h\.0\.mlp\.c_fc\.bias \(and 3 others\) is missing"):
         loaded(tmp_path / "some")
 
 
