@@ -340,7 +340,7 @@ def _known_keys(config_name: str, parsed: list[Override], key: str) -> list[str]
         return list(_paths(whole.hydra, "hydra."))
     own = [str(group) for group in whole.hydra.runtime.choices if str(group).partition("/")[0] != "hydra"]
     hydras = [group for group in _groups() if group.startswith("hydra/")]
-    return [*own, *hydras, *_paths(OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), "")]
+    return [*own, *hydras, *_paths(OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), "")]
 
 
 @functools.cache
