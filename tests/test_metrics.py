@@ -380,7 +380,8 @@ def test_sample_metrics_have_no_value_without_a_classifier(name):
 
 @pytest.mark.parametrize("name", single_options("metric"))
 def test_metric_says_which_capability_a_model_lacks(name):
-    capabilities = "CanSample|CanScore|CanBound|CanReconstruct|CanClassify|Trainable|CanWeigh|CanQuantize|HasPrior|HasBaseline|HasPaths"
+    able = "Sample|Score|Bound|Reconstruct|Classify|Weigh|Quantize"
+    capabilities = f"Can({able})|Trainable|HasPrior|HasBaseline|HasPaths"
     of_other_data = "it is of (data whose density is known|text|sound)"
     with pytest.raises(NotApplicable, match=f"fake has no ({capabilities})|{of_other_data}"):
         make_metric(name).measure(make_inputs())
