@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from src.core.rng import derive_seed
 from src.core.sound import Sound
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.evaluation.comparison_rows import leaves
 from src.evaluation.costs import SamplingMeter, costs_in_words, costs_to_json
 from src.evaluation.protocol import Drawn, draw_together, evaluate, spread_classes
 from src.evaluation.results import absences, findings, results_table, scalars, to_json, yardsticks
@@ -79,14 +81,18 @@ def require_same_data(run: Run, data: ArrayData) -> None:
 
 def _difference(run: Run, data: ArrayData) -> str:
     """How the data of a run differ from these, in words; empty if they are the same or it was not written down."""
-    before, now = run.fingerprint(), data.arrays.fingerprint
-    if before is None:
+    recorded, actual = run.fingerprint(), data.arrays.fingerprint
+    if recorded is None:
         return ""
-    if before != now:
-        return f"the fingerprint of the prepared examples was {before[:12]}, now it is {now[:12]}"
-    was, spec = asdict(load_spec(run, run.config())), asdict(data.spec)
-    differing = [field for field in spec if was[field] != spec[field]]
-    return f"the values are prepared from other ones ({', '.join(differing)} in spec.json)" if differing else ""
+    if recorded != actual:
+        return f"the fingerprint of the prepared examples was {recorded[:12]}, now it is {actual[:12]}"
+    was, spec = load_spec(run, run.config()), data.spec
+    if was.values.kind != spec.values.kind:
+        return f"data.values was {was.values.kind}, now {spec.values.kind}"
+    told = [dict(leaves(asdict(some))) for some in (was, spec)]
+    differing = [key for key in dict.fromkeys([*told[0], *told[1]]) if told[0].get(key) != told[1].get(key)]
+    before, now = ({key: shorten(str(some.get(key)), 40, placeholder=" ...") for key in differing} for some in told)
+    return "; ".join(f"{key} (in spec.json) was {before[key]}, now {now[key]}" for key in differing)
 
 
 def load_spec(run: Run, config: DictConfig) -> DataSpec:

@@ -109,12 +109,12 @@ def _of_autoencoder(path: str, data: str, job: Run | None) -> dict[str, Any]:
     {"run": its directory, "name": of its model, "model": the config of that, "training": the rest of what it was trained
      with, "seed", "checkpoint": "best" or "last", "sha256": of that file, "costs": {"training_seconds", "training_device"}}
 
-    A job that has a checkpoint has the weights in it, and needs the other run no more.
+    A job that has a checkpoint has the weights in it, and needs the other run no more, which may be gone or in training.
     """
     kept = _kept_autoencoder(job)
     place = str(Path(path).absolute())
-    if kept is not None and kept["run"] in (path, place) and not Path(path).exists():
-        return kept
+    if kept is not None and kept["run"] in (path, place) and (not Path(path).exists() or is_claimed(Path(path))):
+        return kept  # what a training leaves behind is compared when it has ended
     run = Run.open(Path(path), "autoencoder")
     config, status = run.config(), run.state()["status"]
     if config.name.data != data:

@@ -36,7 +36,7 @@ __all__ = ["Run", "config_hash", "descriptive", "file_sha256", "without_controls
 
 _TRAINING = ("training_seconds", "training_device")  # in status.json
 _FINGERPRINT = "fingerprint"  # in spec.json, beside the spec itself
-_CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that may be meant, in turn
+_CHECKPOINTS = {"last": ["last"], "best": ["best"], "auto": ["best", "last"]}  # the files that a config may mean, in turn
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
@@ -196,8 +196,14 @@ class Run:
             raise UserError(f"{self.path / 'config.yaml'} cannot be read: {error}") from error
 
     def checkpoint(self, name: str) -> Path:
-        """The file of a checkpoint: "last", "best", or "auto" for the best one if there is one, else the last."""
+        """The file of a checkpoint: "last", "best", or "auto" for what `evaluation.checkpoint` of the run's config says.
+
+        Where that is "auto", too: the best one if there is one, else the last.
+        """
         self.require_checkpoint_name(name)
+        if name == "auto":
+            name = str(OmegaConf.select(self.config(), "evaluation.checkpoint", default=name))
+            self.require_checkpoint_name(name)
         for choice in _CHECKPOINTS[name]:
             file = self.checkpoints / f"{choice}.ckpt"
             if file.is_file():

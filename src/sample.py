@@ -39,7 +39,7 @@ def sample(config: DictConfig) -> None:
     from src.core.drawing import Sampler
     from src.core.protocols import CanSample
     from src.core.views import Viewer
-    from src.experiment import load_data, load_data_of, load_spec, load_trained_model, steer
+    from src.experiment import load_data_of, load_spec, load_trained_model, steer
     from src.sample_files import SampleFiles
 
     run = Run.open(Path(str(config.run)))
@@ -56,7 +56,7 @@ def sample(config: DictConfig) -> None:
     choose_tokens(model, name, spec, config)
     folder = _given_folder(config) or run.samples / _folder_name(config, about["checkpoint"], chosen)
     is_of_run = run.samples.resolve() in folder.resolve().parents
-    data = functools.cache(lambda: load_data(of_run))
+    data = functools.cache(lambda: load_data_of(run, of_run))
     files = SampleFiles(folder, spec, data, is_of_run)
     truncation = ""
     try:
@@ -68,8 +68,7 @@ def sample(config: DictConfig) -> None:
             truncation = sampler.truncation_in_words(is_between=config.picture == "interpolation")
         else:
             viewer = Viewer(model, config.seed, config.batch_size)
-            same_data = functools.cache(lambda: load_data_of(run, of_run))
-            examples = functools.partial(_test_examples, same_data, config.seed, next(model.parameters()).device)
+            examples = functools.partial(_test_examples, data, config.seed, next(model.parameters()).device)
             drawn = PICTURES_OF_GIVEN[config.picture](Given(viewer, files, examples, spec, chosen), config)
     except NotApplicable as reason:
         raise UserError(f"picture={config.picture} cannot be asked of model={name}: {reason}") from reason

@@ -17,7 +17,7 @@ from rich.console import Console
 from scipy import stats
 
 from src.compare import main
-from src.evaluation.comparison_formats import print_text
+from src.evaluation.comparison_formats import print_text, sentences
 from src.evaluation.significance import holm, independent_difference, paired_difference, sign_flip_p
 from src.run_comparison import compare_runs
 from tests.commands import Said, call, run_cli
@@ -489,6 +489,24 @@ def test_steps_of_samples_are_nothing_to_the_likelihoods_of_the_run(folder):
     assert "-2.50 ± 0.71 (2)" in said.text
 
 
+def test_energies_of_paths_depend_on_the_guidance_and_the_source_but_on_no_steps(folder):
+    def moved(value: float, steps: int, source: str = "N(0, I)", guidance: float = 1.0) -> dict[str, Any]:
+        card = {"num_samples": None, "num_paths": 500, "paths": {"source": source}}
+        measured = of_weights(drawn(value, steps, **card), settings=STEERED | {"steps": steps, "guidance": guidance})
+        del measured["card"]["num_samples"]
+        return measured
+
+    folder.run("a", "flow", fd=drawn(1.0, steps=1), path_energy=moved(1.0, steps=1))
+    folder.run("b", "flow", seed=1, fd=drawn(2.0, steps=1), path_energy=moved(2.0, steps=100))
+    said = folder.compare()
+    assert said.code == 0, said.text
+    assert said.text.count("1.50 ± 0.71 (2)") == 2
+    folder.run("c", "flow", seed=2, fd=drawn(2.0, steps=1), path_energy=moved(2.0, steps=1, guidance=3.0))
+    assert 'its path settings are {"guidance":3.0}, the row\'s are {"guidance":1.0}' in folder.compare().text
+    folder.run("d", "other", path_energy=moved(2.0, steps=1, source="8 Gaussians"))
+    assert "its paths.source is 8 Gaussians, the column's is N(0, I)" in folder.compare().text
+
+
 def test_likelihoods_by_other_solvers_are_not_in_one_row(folder):
     folder.run("a", "flow", fd=drawn(1.0, steps=10), log_likelihood=scored(-2.0))
     coarse = of_weights(scored(-3.0), settings=STEERED | {"likelihood": {"solver": "heun", "steps": 3}})
@@ -572,6 +590,24 @@ def test_where_both_seeds_vary_freely_each_autoencoder_is_a_row(folder):
     rows = compare_runs([folder.path]).rows
     assert [row.label for row in rows] == ["latent on digits autoencoder.seed=0", "latent on digits autoencoder.seed=1"]
     assert [[run.seed for run in row.runs] for row in rows] == [[0, 1], [0, 1]]
+
+
+def test_runs_on_one_autoencoder_are_no_independent_seeds_beside_another(folder):
+    for seed, of in ((0, 0), (1, 0), (2, 1)):
+        on_latents(folder, f"{seed}-{of}", seed, of, value=1.0 + seed)
+    rows = compare_runs([folder.path]).rows
+    assert [row.label for row in rows] == ["latent on digits autoencoder.seed=0", "latent on digits autoencoder.seed=1"]
+    assert [[run.seed for run in row.runs] for row in rows] == [[0, 1], [2]]
+
+
+def test_that_one_autoencoder_is_behind_all_seeds_is_said(folder):
+    for seed in range(3):
+        on_latents(folder, f"on-one-{seed}", seed, of=0, value=1.0 + 0.1 * seed)
+    folder.seeds("vae", [2.0, 3.5, 4.0])
+    comparison = compare_runs([folder.path])
+    assert [[run.seed for run in row.runs] for row in comparison.rows] == [[0, 1, 2], [0, 1, 2]]
+    (verdict,) = sentences(comparison)["Verdicts"]
+    assert "the training of the autoencoder of latent on digits is not in the spread" in verdict
 
 
 def test_training_of_the_autoencoder_is_part_of_the_costs(folder):

@@ -1,9 +1,9 @@
 """Densities on the latents of another run's autoencoder."""
 
 import json
-import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from src.core.drawing import Sampler
 from src.core.errors import UserError
 from src.core.protocols import CanDecode, CanEncode
 from src.core.rng import SampleNoise, StreamNoise
-from src.experiment import load_autoencoder, load_data, load_data_of, load_model, load_trained_model
+from src.core.spec import BINARY_STATIC, DISCRETE
+from src.experiment import load_autoencoder, load_data, load_data_of, load_model, load_trained_model, require_same_data
 from src.jobs import named
 from src.models.autoencoder import Autoencoder
 from src.models.classifier import Classifier
@@ -27,7 +28,7 @@ from src.networks.mlp import MLP
 from src.runs import Run
 from tests.commands import Said, call
 from tests.configs import compose_config
-from tests.examples import vector_spec
+from tests.examples import image_spec, vector_spec
 
 SHORT = ("trainer.max_steps=6", "metric=[fd_pca]", "callback.light_evaluation.metrics=[]", "evaluation.num_samples=50")
 
@@ -215,8 +216,8 @@ def test_data_that_changed_after_the_training_are_refused(autoencoder, tmp_path)
     OmegaConf.save(config, run.path / "config.yaml")
     load_data_of(run, config)  # the same data elsewhere
     write_table(moved, seed=0, unit=2.0)  # the same standardized values
-    own_units = "have changed since its training: the values are prepared from other ones (own_units in spec.json)"
-    with pytest.raises(UserError, match=re.escape(own_units)):
+    own_units = r"have changed since its training: own_units\.shift \(in spec\.json\) was \(.* \.\.\., now \(.* \.\.\.; "
+    with pytest.raises(UserError, match=own_units):
         load_data_of(run, config)
     write_table(moved, seed=1)
     sentence = "have changed since its training: the fingerprint of the prepared examples was"
@@ -228,6 +229,15 @@ def test_data_that_changed_after_the_training_are_refused(autoencoder, tmp_path)
     del old["fingerprint"]  # as in a run of an older version
     (run.path / "spec.json").write_text(json.dumps(old))
     load_data_of(run, config)
+
+
+def test_other_values_of_the_same_data_are_named_by_their_key(tmp_path):
+    run = Run(tmp_path)
+    OmegaConf.save({}, tmp_path / "config.yaml")
+    run.write_spec(image_spec((1, 8, 8), BINARY_STATIC).to_dict(), "f")
+    now = SimpleNamespace(arrays=SimpleNamespace(fingerprint="f"), spec=image_spec((1, 8, 8), DISCRETE))
+    with pytest.raises(UserError, match=r"since its training: data\.values was binary_static, now discrete; restore"):
+        require_same_data(run, now)
 
 
 def latent_of(path: Path | str, table: Path, job: Run | None = None, data: str = "table") -> DictConfig:
@@ -273,6 +283,10 @@ def test_a_finished_job_needs_the_other_run_no_more(autoencoder, table, tmp_path
     with pytest.raises(UserError, match="does not exist"):
         latent_of(tmp_path / "another", table, job)
     shutil.move(tmp_path / "away", given)
+    Run(given).set_status("running")
+    with claim(given):  # it is trained further
+        assert latent_of(given, table, job) == config
+    Run(given).set_status("done")
     with Run(given).checkpoint("auto").open("ab") as changed:
         changed.write(b"more")
     with pytest.raises(

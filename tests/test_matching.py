@@ -532,7 +532,17 @@ def test_energy_of_paths_between_gaussians():
     torch.testing.assert_close(terms["displacement"].double(), (mu + (sigma - 1) * x0).square()[:, 0], rtol=1e-4, atol=1e-4)
     energy = torch.trapezoid(speed.square(), t)
     torch.testing.assert_close((terms["displacement"] + terms["bend"]).double(), energy, rtol=1e-4, atol=1e-4)
-    assert model.path_settings() == {"solver": "dormand_prince", "rtol": 1e-6, "atol": 1e-6}
+    begin = {"source": "N(0, I)", "standardization": "to mean 0 and standard deviation 1"}
+    assert model.path_settings() == begin | {"solver": "dormand_prince", "rtol": 1e-6, "atol": 1e-6}
+    plain = flow_matching(vector_spec(2), source=EightGaussians(5.0, 0.1), standardize=False)
+    assert "on a circle" in plain.path_settings()["source"]
+    assert plain.path_settings()["standardization"] == "none"
+
+
+def test_the_objective_says_that_held_out_pairs_are_independent():
+    of = {kind: flow_matching(vector_spec(2), coupling=kind()).objective for kind in (Independent, OptimalTransport)}
+    assert "each batch of the training, independent pairs in evaluation, from N(0, I)" in of[OptimalTransport]
+    assert "straight paths, independent pairs, from N(0, I)" in of[Independent]
 
 
 class Field(nn.Module):

@@ -1,5 +1,7 @@
 """The energy of paths, of models whose paths are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
@@ -8,8 +10,10 @@ from torch import Tensor, nn
 from src.core.errors import NotApplicable, UserError
 from src.core.protocols import Terms
 from src.core.rng import Noise, SampleNoise
-from src.metrics.metric import LOWER
+from src.core.spec import OwnUnits
+from src.metrics.metric import LOWER, STANDARDIZED
 from src.metrics.path_energy import PathEnergy
+from tests.examples import vector_spec
 from tests.measuring import byte_images, image_set, make_inputs, make_metric
 
 
@@ -41,6 +45,12 @@ def test_energy_is_the_mean_of_its_parts_with_an_interval():
     assert measured.interval == pytest.approx((measured.value - half, measured.value + half))
     assert (measured.unit, measured.better) == ("data units^2", LOWER)
     assert measured.card == {"num_paths": 1200, "seed": 3, "paths": {"solver": "by heart"}}
+
+
+def test_energy_of_a_table_is_in_units_of_its_standardized_columns():
+    spec = replace(vector_spec(2), own_units=OwnUnits(("a", "b"), (0.0, 0.0), (1.0, 9.0)))
+    measured = PathEnergy(2).measure(replace(make_inputs(Moves()), spec=spec))
+    assert (measured.unit, measured.card["units"]) == ("standardized units^2", STANDARDIZED)
 
 
 def test_paths_of_a_conditional_model_have_the_classes_of_the_samples():

@@ -633,3 +633,18 @@ def test_loggers_and_metrics_may_be_chosen_as_lists(tmp_path, cache, overrides):
     assert any(run.tensorboard.iterdir()) != ("logger=[]" in overrides)
     assert bool(_results(run)["metrics"]) != ("metric=[]" in overrides)
     assert (run.path / "csv").exists() == ("logger=[tensorboard,csv]" in overrides)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "meant"),
+    [({"checkpoint": "auto"}, "best"), ({"checkpoint": "last"}, "last"), ({"checkpoint": "best"}, "best"), ({}, "best")],
+    ids=str,
+)
+def test_checkpoint_auto_is_the_one_that_the_run_was_evaluated_by(tmp_path, evaluation, meant):
+    run = Run(tmp_path)
+    OmegaConf.save({"evaluation": evaluation}, tmp_path / "config.yaml")
+    run.checkpoints.mkdir()
+    for name in ("last", "best"):
+        (run.checkpoints / f"{name}.ckpt").touch()
+    assert run.checkpoint("auto").stem == meant
+    assert [run.checkpoint(name).stem for name in ("last", "best")] == ["last", "best"]

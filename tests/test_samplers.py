@@ -265,6 +265,39 @@ def test_density_of_an_example_does_not_depend_on_its_batch(divergence):
     torch.testing.assert_close(alone, log_prob(x, 0), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("rate", [20, 40])
+def test_steps_heed_the_error_of_the_density_in_many_dimensions(rate):
+    """v = (5 + rate cos(rate t)) x near 0, where x is easy to follow; a step may be off by 1e-3 nats for each dimension.
+
+    Among 200 others in one mean, and relative to an integral of a thousand nats, the density's error is off by more.
+    """
+    x = 0.01 * normal(3, 200)
+    total = 5 + math.sin(rate)
+    got = ode_log_prob(
+        lambda x, t: (5 + rate * torch.cos(rate * t))[:, None] * x, x, 1.0, 0.0, normal_log_prob, Adaptive(1e-3, 1e-3),
+        divergence="hutchinson", generator=SampleNoise(0),
+    )  # fmt: skip
+    torch.testing.assert_close(got, normal_log_prob(x * math.exp(-total)) - 200 * total, rtol=0, atol=0.5)
+
+
+def test_an_integral_passes_by_itself():
+    """x stays at 0, so that the integral alone chooses the steps, as many for any number of dimensions beside it."""
+
+    def evaluations(num_dims: int, integral) -> int:
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            return torch.cat([torch.zeros_like(x[:, :-1]), 1e3 + 1e3 * torch.cos(9 * t)[:, None]], 1)
+
+        counted = Counting(field)
+        x = torch.zeros(1, num_dims + 1, dtype=torch.float64)
+        error = dormand_prince(counted, x, 0.0, 1.0, 1e-4, 1e-4, integral=integral)[0, -1] - 1e3 * (1 + math.sin(9) / 9)
+        assert abs(float(error)) < (0.01 if integral == "absolute" else 1)
+        return counted.num_calls
+
+    few, many = (evaluations(num_dims, "absolute") for num_dims in (1, 1000))
+    assert few == many
+    assert evaluations(1000, "relative") == evaluations(1, "relative") < many
+
+
 def test_energy_of_straight_and_of_circular_paths():
     x, goal = normal(4, 2), normal(4, 2, seed=1)
     end, energy = path_energy(lambda x, t, goal: goal, x, 0.0, 1.0, Euler(3), (goal,))

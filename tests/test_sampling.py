@@ -752,6 +752,16 @@ def test_points_are_drawn_as_a_density_and_as_curves(points_run, tmp_path):
     np.testing.assert_allclose(np.concatenate([curves[:, 0], curves[:, -1]]), points[:4], rtol=0, atol=1e-5)
 
 
+def test_points_are_not_drawn_over_data_that_changed_after_the_training(points_run, tmp_path):
+    shutil.copytree(points_run.run.path, tmp_path / "run")
+    file = tmp_path / "run" / "spec.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 64}))
+    for picture in ("samples", "interpolation"):
+        said = call("sample", f"run={tmp_path / 'run'}", f"out={tmp_path / picture}", f"picture={picture}", "n=2")
+        assert said.code == 1
+        assert "have changed since its training: the fingerprint of the prepared examples was 000000000000" in said.text
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "sentence"),
     [

@@ -244,6 +244,10 @@ ROWS = "".join(f"{i},{i * i},{i % 3}\n" for i in range(30))
         (",2,3\n" + ROWS, "line 1 of FILE has nothing in column 'x0'"),
         (",,\n" + ROWS, "line 1 of FILE has nothing in column 'x0'"),
         ("1,NA,3\n" + ROWS, "line 1 of FILE has 'NA' in column 'x1', which is no number"),
+        ("NA,n/a,?\n" + ROWS, "line 1 of FILE has 'NA' in column 'x0', which is no number but a missing value; fill it in"),
+        ("id,2019,2020\n" + ROWS, "line 1 of FILE has 'id' in column 'x0', which is no number; mend it, remove the column, "
+         "or take it for the classes with data.label=x0; if the line is a header, it may hold no numbers such as 2019 "
+         "(write x2019)"),
         ("1,5;2\n" * 30, "line 1 of FILE has '1,5' in column 'x0', which is no number"),
     ],
 )  # fmt: skip

@@ -160,7 +160,11 @@ class HasPaths(Protocol):
         ...
 
     def path_settings(self) -> dict[str, Any]:
-        """The solver that follows the paths, with its accuracy, in plain types."""
+        """Where the paths begin, in words, and the solver that follows them, with its accuracy; plain types.
+
+        The beginnings depend on the source and on how the data are standardized before: energies are compared only where
+        both are the same.
+        """
         ...
 
 

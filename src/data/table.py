@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _MIN_ROWS = 20
 _FEW_VALUES = 10  # that a column of many rows takes: it is hardly one of real numbers
 _DELIMITERS = ("\t", ";", ",")  # the first one that is in the first line; without any it is white space
+_MISSING = ("", "na", "n/a", "#n/a", "<na>", "null", "none", "?", "-", ".")  # how programs write it, beside nan
 _ALLOWED = "data.path= must be a CSV file in UTF-8, or an .npy or .npz file, of numbers"
 
 
@@ -35,7 +36,7 @@ def table(path: str, label: str | int | None, val: float, test: float, cache: st
     """The rows of a table `(N, D)`, cut into training, validation and test rows, always in the same way.
 
     A CSV file has its values between tabs, semicolons, commas or white space. Its first line is a header if none of its
-    cells is a number, and not all are empty. Columns without a name are called x0, x1, ...
+    cells is a number, and not all are missing values. Columns without a name are called x0, x1, ...
 
     Args:
         path: a CSV file, an .npy file of one array, or an .npz file of one array (and one of classes).
@@ -123,7 +124,8 @@ def _parsed(stream: TextIO, file: Path, label: str | None) -> _Table:
         try:
             values.extend(map(float, row))
         except ValueError:
-            raise _no_number(row, line, _without(columns, place), file) from None
+            error = _no_number(row, line, _without(columns, place), file)
+            raise _with_hint(error, first) if line == first_line and not has_header else error from None
     kept = _without(columns, place)
     x = np.frombuffer(values, dtype=np.float64) if values else np.zeros(0)
     return _Table(tuple(kept), x.reshape(len(lines), len(kept)), None if place is None else labels, lines)
@@ -148,7 +150,11 @@ def _rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
 
 def _is_header(first: list[str]) -> bool:
     """Whether none of the first row is a number. A row with numbers and a gap is one of values, of which one is missing."""
-    return any(first) and not any(map(_is_number, first))
+    return not all(map(_is_missing, first)) and not any(map(_is_number, first))
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.lower() in _MISSING
 
 
 def _is_number(cell: str) -> bool:
@@ -182,9 +188,19 @@ def _no_number(row: list[str], line: int, columns: list[str], file: Path) -> Use
         _filled(cell, line, column, file)
     except UserError as error:
         return error
+    told = f"line {line} of {file} has {cell[:40]!r} in column {column!r}, which is no number"
+    if _is_missing(cell):
+        return UserError(f"{told} but a missing value; fill it in, or remove the line")
+    return UserError(f"{told}; mend it, remove the column, or take it for the classes with data.label={column}")
+
+
+def _with_hint(error: UserError, first: list[str]) -> UserError:
+    """Of a first row that is neither all names nor all numbers."""
+    number = next((cell for cell in first if _is_number(cell)), None)
+    if number is None or any(map(_is_missing, first)):
+        return error
     return UserError(
-        f"line {line} of {file} has {cell[:40]!r} in column {column!r}, which is no number; mend it, remove the column, or "
-        f"take it for the classes with data.label={column}"
+        f"{error}; if the line is a header, it may hold no numbers such as {number[:40]} (write x{number[:40]})"
     )
 
 

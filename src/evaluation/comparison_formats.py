@@ -145,7 +145,12 @@ def verdict_sentence(comparison: Comparison, verdict: Verdict) -> str:
     ends = sorted((sign * verdict.difference.low, sign * verdict.difference.high))
     size = _with_interval(sign * verdict.difference.value, (ends[0], ends[1]))
     absolute = " in absolute value" if column.better == "zero" else ""
-    return f"{verdict.metric}: {claim} {size}{absolute}, {_evidence(verdict)}"
+    rows = [comparison.rows[i] for i in (verdict.row, verdict.best)] if verdict.num_seeds else []
+    fixed = " and of ".join(row.label for row in rows if row.has_one_autoencoder)
+    limit = (
+        f"; the training of the autoencoder of {fixed} is not in the spread, it is the same for all seeds" if fixed else ""
+    )
+    return f"{verdict.metric}: {claim} {size}{absolute}, {_evidence(verdict)}{limit}"
 
 
 def _evidence(verdict: Verdict) -> str:

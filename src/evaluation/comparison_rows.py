@@ -19,6 +19,7 @@ _OF_AUTOENCODER = ("autoencoder.run", "autoencoder.sha256", "autoencoder.seed", 
 _WEIGHTS = ("weights", "checkpoint")  # of a card's model: where its weights come from
 _DRAWING, _SCORING = "settings", "likelihood settings"  # how it draws samples, and how it computes likelihoods
 _LIKELIHOOD = "likelihood"  # the part of a card's settings that is of likelihoods alone
+_MOVING, _GUIDANCE = "path settings", "guidance"  # how it follows its field accurately, whatever the steps of samples
 _MOST_KEYS = 3  # in a label; where it takes more, the directory says it shorter
 
 
@@ -102,6 +103,12 @@ class Row:
     def data(self) -> str:
         return self.runs[0].data
 
+    @property
+    def has_one_autoencoder(self) -> bool:
+        """Whether all of several runs are on the latents of one training, which is not in their spread then."""
+        seeds = {run.seed_of_autoencoder for run in self.runs}
+        return len(self.runs) > 1 and len(seeds) == 1 and None not in seeds
+
 
 def one_per_seed(runs: Sequence[RunResults]) -> tuple[list[RunResults], list[str]]:
     """The runs without those that a later one repeats, and a sentence for each of these."""
@@ -120,9 +127,10 @@ def one_per_seed(runs: Sequence[RunResults]) -> tuple[list[RunResults], list[str
 def by_seeds(runs: Sequence[RunResults]) -> list[RunResults]:
     """The runs, where some are on latents, with seeds that tell runs of one config apart.
 
-    A run on latents has two seeds, its own and that of its autoencoder. The runs of a config go by their own if each was
-    trained on one autoencoder only, else by those of the autoencoders if each of these has one run; where both vary freely,
-    the autoencoders are told apart as different rows, since runs on the same one are not independent.
+    A run on latents has two seeds, its own and that of its autoencoder. The runs of a config go by their own if each has an
+    autoencoder of its own, or all have the same one (`Row.has_one_autoencoder`); else by those of the autoencoders if each
+    of these has one run. In all other cases the autoencoders are told apart as different rows, since runs on the same one
+    are not independent.
     """
     pairs: dict[str, set[tuple[int, int]]] = {}
     for run in runs:
@@ -134,7 +142,7 @@ def by_seeds(runs: Sequence[RunResults]) -> list[RunResults]:
 def _by_seeds(run: RunResults, pairs: set[tuple[int, int]]) -> RunResults:
     assert run.seed_of_autoencoder is not None
     own, of_autoencoders = ({pair[i] for pair in pairs} for i in range(2))
-    if len(own) == len(pairs):
+    if len(of_autoencoders) == 1 or len(own) == len(of_autoencoders) == len(pairs):
         return run
     if len(of_autoencoders) == len(pairs):
         return replace(run, seed=run.seed_of_autoencoder)
@@ -167,7 +175,7 @@ def _row(label: str, group: Sequence[RunResults], values: Callable[[RunResults],
         return Row(label, runs, None, "-")
     same = _most_alike(entries, lambda entry: _weights(origin(entry)))
     common = _weights(origin(same[0]))
-    for what in (_DRAWING, _SCORING):
+    for what in (_DRAWING, _SCORING, _MOVING):
         concerned = [entry for entry in same if _concern(entry) == what]
         if concerned:
             common |= origin(_most_alike(concerned, origin)[0])
@@ -188,22 +196,26 @@ def origin(entry: dict[str, Any]) -> dict[str, str]:
     """`{"weights": "averaged" or "raw", "checkpoint": "best" or "last", "settings": {...}}`, as far as the card says it.
 
     The settings are those that the value depends on: of one that is measured on samples those of drawing them, of another
-    the "likelihood settings".
+    the "likelihood settings", of the energy of a field's paths the "path settings".
     """
     about = entry["card"].get("model", {})
     found = {field: shown(about[field]) for field in _WEIGHTS if field in about}
     settings = about.get("settings")
     if settings:
         what = _concern(entry)
-        found[what] = shown(_without_likelihood(settings) if what == _DRAWING else _of_likelihood(settings) or settings)
+        parts = {
+            _DRAWING: lambda: _without_likelihood(settings),
+            _SCORING: lambda: _only(settings, _LIKELIHOOD) or settings,
+            _MOVING: lambda: _only(settings, _GUIDANCE),
+        }
+        found[what] = shown(parts[what]())
     return found
 
 
 def shared_origin(row: Row, entry: dict[str, Any]) -> dict[str, str]:
     """What `origin` of a value must be for it to stand in the row."""
     common = origin(entry) if row.origin is None else row.origin
-    other = _SCORING if _concern(entry) == _DRAWING else _DRAWING
-    return {key: value for key, value in common.items() if key != other}
+    return {key: value for key, value in common.items() if key in (*_WEIGHTS, _concern(entry))}
 
 
 def _weights(of_values: dict[str, str]) -> dict[str, str]:
@@ -211,6 +223,8 @@ def _weights(of_values: dict[str, str]) -> dict[str, str]:
 
 
 def _concern(entry: dict[str, Any]) -> str:
+    if "num_paths" in entry["card"]:
+        return _MOVING
     is_of_examples = "num_examples" in entry["card"] and "num_samples" not in entry["card"]
     return _SCORING if is_of_examples else _DRAWING
 
@@ -223,11 +237,11 @@ def _without_likelihood(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_likelihood(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same nesting, with nothing else in it."""
-    parts = {key: value for key, value in settings.items() if isinstance(value, dict)}
-    found = {key: value if key == _LIKELIHOOD else _of_likelihood(value) for key, value in parts.items()}
-    return {key: value for key, value in found.items() if value}
+def _only(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of this name in the same nesting, with nothing else in it."""
+    parts = {key: value for key, value in settings.items() if key == name or isinstance(value, dict)}
+    found = {key: value if key == name else _only(value, name) for key, value in parts.items()}
+    return {key: value for key, value in found.items() if value != {}}
 
 
 def _labels(firsts: Sequence[RunResults]) -> dict[str, str]:

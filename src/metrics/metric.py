@@ -27,6 +27,7 @@ __all__ = [
     "MU_LAW",
     "NOISE",
     "QUANTISATION",
+    "STANDARDIZED",
     "UNTRAINED",
     "ZERO",
     "Finding",
@@ -43,6 +44,7 @@ LOWER, HIGHER, ZERO = "lower", "higher", "zero"  # which values of a metric are 
 HELD_OUT, NOISE, UNTRAINED = "held_out", "noise", "untrained"  # the reference rows
 MU_LAW, GRIFFIN_LIM = "mu_law", "griffin_lim"  # of sound: held-out clips after a round trip through a representation
 QUANTISATION = "clamped and rounded to 0 .. 255"
+STANDARDIZED = "each column less its mean, over its standard deviation, both of the training rows"  # units of a table
 
 
 @dataclass(frozen=True)

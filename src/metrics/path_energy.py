@@ -14,6 +14,8 @@ References:
         arXiv:2302.00482: path energy as a measure of flows.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from src.core.errors import UserError
 from src.core.protocols import HasPaths
 from src.core.rng import SampleNoise
 from src.metrics.intervals import mean_interval
-from src.metrics.metric import LOWER, Inputs, Measurement, Metric, require
+from src.metrics.metric import LOWER, STANDARDIZED, Inputs, Measurement, Metric, require
 
 __all__ = ["PathEnergy"]
 
@@ -30,7 +32,8 @@ _BATCH_SIZE = 500
 
 class PathEnergy(Metric):
     """Mean energy of the paths that samples come along, in squared data units; of two models of the same data and the same
-    source, the one with less has the straighter and shorter paths.
+    source, the one with less has the straighter and shorter paths. Of a table it is in squared units of the standardized
+    columns.
 
     It is of the field, not of the sampler: the paths are followed accurately, however few steps the samples take. It says
     nothing of where they end; samples that stay at the source have none. Its parts are `displacement`, the mean squared
@@ -60,9 +63,12 @@ class PathEnergy(Metric):
                 collected.setdefault(name, []).append(values.cpu().double())
         parts = {name: torch.cat(values) for name, values in collected.items()}
         energy = torch.stack(list(parts.values())).sum(0)
-        card = {"num_paths": count, "seed": inputs.seed, "paths": inputs.model.path_settings()}
+        card: dict[str, Any] = {"num_paths": count, "seed": inputs.seed, "paths": inputs.model.path_settings()}
+        unit = "data units^2"
+        if inputs.spec.own_units is not None:
+            unit, card["units"] = "standardized units^2", STANDARDIZED
         means = {name: float(part.mean()) for name, part in parts.items()}
-        return Measurement(float(energy.mean()), "data units^2", card, LOWER, mean_interval(energy), means)
+        return Measurement(float(energy.mean()), unit, card, LOWER, mean_interval(energy), means)
 
 
 def _classes(inputs: Inputs, count: int) -> Tensor:

@@ -21,12 +21,11 @@ from torch import Tensor
 from src.core.errors import NotApplicable, UserError
 from src.core.rng import derive_seed
 from src.metrics.features import Extractor, ImageSet
-from src.metrics.metric import HELD_OUT, NOISE, Inputs, Measurement, Reading, SampleMetric, Space
+from src.metrics.metric import HELD_OUT, NOISE, STANDARDIZED, Inputs, Measurement, Reading, SampleMetric, Space
 
 __all__ = ["Wasserstein", "wasserstein_2"]
 
 _MAX_POINTS = 2000
-_STANDARDIZED = "each column less its mean, over its standard deviation, both of the training rows"
 
 
 def wasserstein_2(x: Tensor, y: Tensor) -> float:
@@ -95,7 +94,7 @@ class Wasserstein(SampleMetric):
         return Reading(float(distance), count)
 
     def conditions(self, inputs: Inputs, reading: Reading) -> dict[str, Any]:
-        units = {} if inputs.spec.own_units is None else {"units": _STANDARDIZED}
+        units = {} if inputs.spec.own_units is None else {"units": STANDARDIZED}
         return {"num_reference": reading.count, "reference_split": "test", **units, **self.protocol()}
 
     def measure(self, inputs: Inputs) -> Measurement:

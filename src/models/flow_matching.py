@@ -19,7 +19,7 @@ from src.core.shapes import sum_event
 from src.core.spec import DataSpec
 from src.models.stepwise import Stepwise, full_precision
 from src.objectives.matching import Path, Source, matching_loss
-from src.objectives.transport import Coupling
+from src.objectives.transport import Coupling, Independent
 from src.samplers.ode import Solver, ode_log_prob, path_energy
 
 __all__ = ["FlowMatching"]
@@ -75,11 +75,15 @@ class FlowMatching(Stepwise):
 
     @property
     def objective(self) -> str:
-        paths = f"{self._path.in_words}, {self._coupling.in_words}, from {self._source.in_words}"
+        coupling, held_out = self._coupling.in_words, Independent.in_words  # see `_losses`
+        pairs = coupling if coupling == held_out else f"{coupling}, {held_out} in evaluation"
+        paths = f"{self._path.in_words}, {pairs}, from {self._source.in_words}"
         return self._in_words(f"|v - velocity|^2 / D on {paths}")
 
     def path_settings(self) -> dict[str, Any]:
-        return self._likelihood_solver.settings()
+        standardization = "none" if self._std is None else f"to mean 0 and standard deviation {self._std:g}"
+        source = {"source": self._source.in_words, "standardization": standardization}
+        return {**source, **self._likelihood_solver.settings()}
 
     @torch.no_grad()
     def path_energy_terms(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:

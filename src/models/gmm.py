@@ -75,7 +75,7 @@ class GaussianMixture(nn.Module):
         minibatch: an M step after every batch, not only after every epoch.
         step_decay: of these the k-th, from 0, moves the statistics by (k + 2)^-step_decay of the way; in (0.5, 1].
         num_dequantizations: draws of the noise for one reported bound; training takes one.
-        conditional: a mixture for each class. Of C classes the components of class c are c K to before (c + 1) K.
+        conditional: a mixture for each class. Those of class c are number c K to (c + 1) K - 1.
     """
 
     centre: Tensor  # the mean of the data
@@ -238,23 +238,26 @@ class GaussianMixture(nn.Module):
         """The M step, from the statistics of a share of the examples and, for the others, from what the components say.
 
         A component with less than the responsibility for one training example is lost, and given half of the heaviest one,
-        of its class if there are any. A class without examples in the statistics stays as it is.
+        of its class if there are any. A class without examples in the statistics stays as it is, to the bit.
         """
         if self.maximizes_every_batch:
             share = (int(self.num_maximizations) + 2) ** -self._step_decay
         assert self.num_examples > 0, "it is not prepared"
         statistics = self.statistics * (self.num_examples / self.statistics[:, 0].sum())
+        is_seen = self._of_classes(statistics[:, 0]) > 0
         if share < 1:
             statistics.lerp_(self._present_statistics(), 1 - share)
-        elif self.is_conditional:
-            is_seen = statistics[:, :1].unflatten(0, (self._num_classes, -1)).sum(1, keepdim=True) > 0
-            rows = is_seen.expand(-1, self._num_components, -1).flatten(0, 1)
-            statistics = torch.where(rows, statistics, self._present_statistics())
+        if not is_seen.all():  # something to compute with; the result is not used
+            statistics = torch.where(is_seen[:, None], statistics, self._present_statistics())
         prior = self.prior if self._prior_count else None
         prior_count = self._prior_count * share  # of the rest of the way the components' covariances contain it
         gaussians, is_low = from_statistics(statistics, self._dim, self._covariance, float(self.floor), prior, prior_count)
-        is_lost = statistics[:, 0] < 1
-        self._set(self._by_class(gaussians, is_lost))
+        counts = statistics[:, 0]
+        if self.is_conditional:  # a batch has more or less of a class than its share
+            sizes = (self.class_shares * self.num_examples).round().repeat_interleave(self._num_components)
+            counts = counts / self._of_classes(counts) * sizes
+        is_lost, is_low = (counts < 1) & is_seen, is_low & is_seen
+        self._set(self._by_class(gaussians, is_lost), is_seen)
         self.statistics.zero_()
         self.num_maximizations += 1
         return {"components_at_floor": float(is_low.sum()), "components_lost": float(is_lost.sum())}
@@ -329,6 +332,10 @@ class GaussianMixture(nn.Module):
             found[is_own] = of(z[is_own], self._components(k))
         return found
 
+    def _of_classes(self, counts: Tensor) -> Tensor:
+        """For each component `(C K,)` the sum over those of its class."""
+        return counts.unflatten(0, (self._num_classes, -1)).sum(1).repeat_interleave(self._num_components)
+
     def _by_class(self, gaussians: Gaussians, is_lost: Tensor | None = None) -> Gaussians:
         """Components with weights that add up to 1 in each class, and none lost."""
         parts = []
@@ -390,10 +397,11 @@ class GaussianMixture(nn.Module):
         rest = variances[: -self._dim]
         self.rest_variance.copy_(torch.maximum(rest.mean(), self.floor) if len(rest) else torch.ones_like(self.floor))
 
-    def _set(self, gaussians: Gaussians) -> None:
-        self.log_weights.copy_(gaussians.log_weights)
-        self.means.copy_(gaussians.means)
-        self.factors.copy_(gaussians.factors)
+    def _set(self, gaussians: Gaussians, which: Tensor | slice = slice(None)) -> None:
+        """Become these components, or some of them, `(C K,)` bool."""
+        self.log_weights[which] = gaussians.log_weights[which]
+        self.means[which] = gaussians.means[which]
+        self.factors[which] = gaussians.factors[which]
 
     def _present_coefficients(self) -> Tensor:
         """Of the components as they are, computed once for all batches between two M steps."""

@@ -64,7 +64,7 @@ class Independent(Coupling):
 class OptimalTransport(Coupling):
     """The pairs of a batch with the least sum of squared distances, within each condition if there are any."""
 
-    in_words = "pairs by optimal transport within each batch of the training, independent pairs in evaluation"
+    in_words = "pairs by optimal transport within each batch of the training"
 
     def order(self, x0: Tensor, x1: Tensor, condition: Tensor | None) -> Tensor:
         if condition is None:

@@ -15,7 +15,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ __all__ = [
 Field = Callable[..., Tensor]
 Context = tuple[Tensor, ...]
 Spacing = Callable[[float], float]
+Integral = Literal["absolute", "relative"]
 
 # Dormand, Prince 1980, table 2: times of the stages 2 .. 7, their weights, and the error of the fourth order
 _NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -81,13 +82,25 @@ def heun(field: Field, x: Tensor, times: Sequence[float], context: Context = ())
 
 
 def dormand_prince(
-    field: Field, x: Tensor, start: float, end: float, rtol: float, atol: float, context: Context = ()
+    field: Field,
+    x: Tensor,
+    start: float,
+    end: float,
+    rtol: float,
+    atol: float,
+    context: Context = (),
+    integral: Integral | None = None,
 ) -> Tensor:
     """x at time `end` from x `(B, *E)` at `start`, every example in steps of its own.
 
     The step of an example is accepted if the root mean square over its dimensions of error / (atol + rtol |x|) is at most
     1. So an example's path does not depend on the others of its batch; it is evaluated no more once it has arrived. What is
     lost to infinity comes back as nan.
+
+    Args:
+        integral: if given, the last value of x, which then is `(B, D + 1)`, is an integral along the path of the others. It
+            is no part of that mean, where one error among D would count for little, and must pass by itself: "relative",
+            as the others, or "absolute", with an error of at most atol however large it is.
 
     Raises:
         UserError: an example needs far too many steps.
@@ -101,11 +114,17 @@ def dormand_prince(
         return direction * field(x.unflatten(1, shape), t, *context).flatten(1)
 
     eps = torch.finfo(x.dtype).eps
+    has_integral = integral is not None
+    tolerances = x.new_full((x.shape[1],), rtol)
+    if integral == "absolute":
+        tolerances[-1] = 0
     arrived = torch.empty_like(x)
     rows = torch.arange(len(x), device=x.device)
     t = _times(x, start)
     slope = flat_field(x, t, *context)
-    step = _in_notches(_first_step(flat_field, x, t, slope, direction, abs(end - start), rtol, atol, context))
+    step = _in_notches(
+        _first_step(flat_field, x, t, slope, direction, abs(end - start), tolerances, atol, context, has_integral)
+    )
     for _ in range(_MAX_STEPS):
         left = (end - t).abs()
         is_last = step >= left
@@ -115,7 +134,7 @@ def dormand_prince(
             moved = x + step[:, None] * _combined(weights, slopes)
             slopes.append(flat_field(moved, t + (direction * node) * step, *context))
         error = step[:, None] * _combined(_ERROR, slopes)  # `moved` is the fifth order's answer
-        size = _root_mean_square(error / (atol + rtol * torch.maximum(x.abs(), moved.abs())))
+        size = _size(error / (atol + tolerances * torch.maximum(x.abs(), moved.abs())), has_integral)
         least = 8 * eps * t.abs().clamp(min=eps * abs(end - start))  # a step that t + step can still tell from t
         is_least = step <= least
         is_lost = is_least & ~size.isfinite()
@@ -148,17 +167,18 @@ def _first_step(
     slope: Tensor,
     direction: float,
     largest: float,
-    rtol: float,
+    rtol: Tensor,
     atol: float,
     context: Context,
+    has_integral: bool,
 ) -> Tensor:
     """A step `(B,)` whose error is about that allowed, by one more evaluation (Hairer, Norsett, Wanner 1993, II.4)."""
     scale = atol + rtol * x.abs()
-    size, speed = _root_mean_square(x / scale), _root_mean_square(slope / scale)
+    size, speed = _size(x / scale, has_integral), _size(slope / scale, has_integral)
     is_small = (size < 1e-5) | (speed < 1e-5)
     guess = torch.where(is_small, 1e-6, 0.01 * size / speed).clamp(max=largest)
     then = field(x + guess[:, None] * slope, t + direction * guess, *context)
-    curvature = _root_mean_square((then - slope) / scale) / guess
+    curvature = _size((then - slope) / scale, has_integral) / guess
     fastest = torch.maximum(speed, curvature)
     by_curvature = torch.where(fastest <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / fastest).pow(0.2))
     step = torch.minimum(100 * guess, by_curvature).clamp(max=largest)
@@ -178,9 +198,11 @@ def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     return torch.stack([weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]).sum(0)
 
 
-def _root_mean_square(x: Tensor) -> Tensor:
-    """`(B, D)` to `(B,)`."""
-    return x.square().mean(1).sqrt()
+def _size(x: Tensor, has_integral: bool) -> Tensor:
+    """`(B, D)` or, with an integral, `(B, D + 1)` to `(B,)`: the root mean square of D values, the last if it is larger."""
+    if not has_integral:
+        return x.square().mean(1).sqrt()
+    return torch.maximum(x[:, :-1].square().mean(1).sqrt(), x[:, -1].abs())
 
 
 def _times(x: Tensor, t: float) -> Tensor:
@@ -197,13 +219,21 @@ class Solver(ABC):
 
     @abstractmethod
     def integrate(
-        self, field: Field, x: Tensor, start: float, end: float, context: Context = (), spacing: Spacing | None = None
+        self,
+        field: Field,
+        x: Tensor,
+        start: float,
+        end: float,
+        context: Context = (),
+        spacing: Spacing | None = None,
+        integral: Integral | None = None,
     ) -> Tensor:
         """x at time `end` from x `(B, *E)` at `start`.
 
         Args:
             spacing: of the steps: the time at u for equally spaced u from 0 to 1, `start` at 0 and `end` at 1; None for
                 equal steps. A solver that chooses its steps itself does not ask.
+            integral: as of `dormand_prince`, of a solver that chooses its steps by the error; the others do not ask.
         """
 
     @abstractmethod
@@ -247,7 +277,14 @@ class Euler(_FixedSteps):
     """
 
     def integrate(
-        self, field: Field, x: Tensor, start: float, end: float, context: Context = (), spacing: Spacing | None = None
+        self,
+        field: Field,
+        x: Tensor,
+        start: float,
+        end: float,
+        context: Context = (),
+        spacing: Spacing | None = None,
+        integral: Integral | None = None,
     ) -> Tensor:
         return euler(field, x, self._times(start, end, spacing), context)
 
@@ -264,7 +301,14 @@ class Heun(_FixedSteps):
     """
 
     def integrate(
-        self, field: Field, x: Tensor, start: float, end: float, context: Context = (), spacing: Spacing | None = None
+        self,
+        field: Field,
+        x: Tensor,
+        start: float,
+        end: float,
+        context: Context = (),
+        spacing: Spacing | None = None,
+        integral: Integral | None = None,
     ) -> Tensor:
         return heun(field, x, self._times(start, end, spacing), context)
 
@@ -278,7 +322,8 @@ class Adaptive(Solver):
 
     Args:
         rtol: error of one step that is allowed, over |x|.
-        atol: the same in the units of x; both are added.
+        atol: the same in the units of x; both are added. Of a likelihood it is also the error of one step that is allowed
+            in log p, in nats for each dimension: rtol would allow one in proportion to log p, whose zero means nothing.
     """
 
     rtol: float
@@ -291,9 +336,16 @@ class Adaptive(Solver):
         require_at_least("sampler.atol", self.atol, 1e-12)
 
     def integrate(
-        self, field: Field, x: Tensor, start: float, end: float, context: Context = (), spacing: Spacing | None = None
+        self,
+        field: Field,
+        x: Tensor,
+        start: float,
+        end: float,
+        context: Context = (),
+        spacing: Spacing | None = None,
+        integral: Integral | None = None,
     ) -> Tensor:
-        return dormand_prince(field, x, start, end, self.rtol, self.atol, context)
+        return dormand_prince(field, x, start, end, self.rtol, self.atol, context, integral)
 
     def settings(self) -> dict[str, Any]:
         return {"solver": "dormand_prince", "rtol": self.rtol, "atol": self.atol}
@@ -380,12 +432,13 @@ def ode_log_prob(
         field: v, differentiable in x; no example may depend on another.
         x: `(B, *E)` at time `start`.
         end_log_prob: log p_end, `(B, *E)` to `(B,)`.
-        solver: of x and the integral together.
+        solver: of x and the integral together. One that chooses its steps allows each an error of `atol` nats in the
+            integral for each dimension of x: what counts is bits per dimension, and rounding errors grow with D, too.
         divergence: "exact", or "hutchinson" for an unbiased estimate by one probe for each example, fixed on its path.
         generator: source of the probes; the exact divergence needs none.
         context, spacing: as of `Solver.integrate`.
     """
-    shape = x.shape[1:]
+    shape, num_dims = x.shape[1:], x.shape[1:].numel()
     has_probe = divergence == "hutchinson"
     diverge = DIVERGENCES[divergence]
     with torch.inference_mode(False), torch.no_grad():
@@ -400,11 +453,11 @@ def ode_log_prob(
             x = state[:, :-1].unflatten(1, shape)
             own, probe = (context[:-1], context[-1]) if has_probe else (context, None)
             v, change = diverge(field, x, t, own, probe)
-            return torch.cat([v.flatten(1), change[:, None]], 1)
+            return torch.cat([v.flatten(1), change[:, None] / num_dims], 1)
 
         state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-        state = solver.integrate(joint_field, state, start, end, tuple(per_example), spacing)
-        return end_log_prob(state[:, :-1].unflatten(1, shape)) + state[:, -1]
+        state = solver.integrate(joint_field, state, start, end, tuple(per_example), spacing, integral="absolute")
+        return end_log_prob(state[:, :-1].unflatten(1, shape)) + num_dims * state[:, -1]
 
 
 def path_energy(
@@ -422,9 +475,9 @@ def path_energy(
 
     def joint_field(state: Tensor, t: Tensor, *context: Tensor) -> Tensor:
         v = field(state[:, :-1].unflatten(1, shape), t, *context)
-        return torch.cat([v.flatten(1), (scale * v).square().flatten(1).sum(1, keepdim=True)], 1)
+        return torch.cat([v.flatten(1), (scale * v).square().flatten(1).mean(1, keepdim=True)], 1)
 
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-    state = solver.integrate(joint_field, state, start, end, context)
-    sign = 1.0 if end >= start else -1.0
+    state = solver.integrate(joint_field, state, start, end, context, integral="relative")
+    sign = shape.numel() if end >= start else -shape.numel()
     return state[:, :-1].unflatten(1, shape), sign * state[:, -1]
