@@ -1,5 +1,7 @@
 """Log likelihoods and bounds on the test set. A bound and an exact value are different metrics, never one column.
 
+Beside those of whole examples stand yardsticks: densities that need no network, on the same test examples (`yardsticks`).
+
 References:
     Burda, Grosse, Salakhutdinov 2016, "Importance weighted autoencoders", arXiv:1509.00519: the bounds L_k.
     Sohn, Lee, Yan 2015, "Learning structured output representation using deep conditional generative models", NeurIPS:
@@ -8,6 +10,7 @@ References:
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +33,8 @@ from src.core.protocols import (
 from src.core.rng import SampleNoise
 from src.core.spec import DISCRETE
 from src.metrics.intervals import mean_interval
-from src.metrics.metric import HIGHER, LOWER, Inputs, Measurement, Metric, require
+from src.metrics.metric import HIGHER, LOWER, Inputs, Measurement, Metric, Reading, require
+from src.metrics.yardsticks import LogProb, yardsticks
 
 __all__ = [
     "BaselineLogLikelihood",
@@ -142,7 +146,8 @@ class ImportanceWeightedBound(Metric):
             return {"value": _bound_of(weights, k), **{f"L_{steps}": _bound_of(weights, steps) for steps in lower}}
 
         protocol = _of_draws(inputs, self._num_samples, self._num_examples)
-        return _mean(inputs, of, 1.0, "nats", HIGHER, protocol, self._num_examples)
+        found = _mean(inputs, of, 1.0, "nats", HIGHER, protocol, self._num_examples)
+        return _beside_yardsticks(inputs, found, 1.0, self._num_examples)
 
 
 class PriorMonteCarlo(Metric):
@@ -168,7 +173,8 @@ class PriorMonteCarlo(Metric):
             return {"value": _bound_of(found.double() - inputs.spec.log_scale, k)}
 
         protocol = _of_draws(inputs, k, self._num_examples) | {"draws_of": "the prior"}
-        return _mean(inputs, of, 1.0, "nats", HIGHER, protocol, self._num_examples)
+        found = _mean(inputs, of, 1.0, "nats", HIGHER, protocol, self._num_examples)
+        return _beside_yardsticks(inputs, found, 1.0, self._num_examples)
 
 
 class BaselineLogLikelihood(Metric):
@@ -272,7 +278,43 @@ def _likelihood(
     inputs: Inputs, of: Callable[[Inputs], Of], scale: float, unit: str, better: str, protocol: dict[str, Any]
 ) -> Measurement:
     """`_mean` of the model's own likelihood, for as many examples as the evaluation has it computed, once for all units."""
-    return _mean(inputs, of(inputs), scale, unit, better, protocol, inputs.num_likelihood_examples, kept_as=of.__name__)
+    num_examples = inputs.num_likelihood_examples
+    found = _mean(inputs, of(inputs), scale, unit, better, protocol, num_examples, kept_as=of.__name__)
+    return _beside_yardsticks(inputs, found, scale, num_examples)
+
+
+def _beside_yardsticks(inputs: Inputs, found: Measurement, scale: float, num_examples: int | None) -> Measurement:
+    """With the mean log probabilities of the same test examples by densities that need no network.
+
+    They are of x by itself; a model that is told a part of it, or its class, has none beside it.
+    """
+    if isinstance(inputs.model, ScoresPart) or getattr(inputs.model, "is_conditional", False):
+        return found
+    key = f"yardsticks {num_examples}"
+    if key not in inputs.kept:
+        inputs.kept[key] = _yardsticks(inputs, num_examples)
+    anchors = {
+        name: row if isinstance(row, NotApplicable) else Reading(scale * row[0], row[1])
+        for name, row in inputs.kept[key].items()
+    }
+    return replace(found, anchors=anchors)
+
+
+def _yardsticks(inputs: Inputs, num_examples: int | None) -> dict[str, tuple[float, int] | NotApplicable]:
+    """Mean log probability of a test example in nats and of how many, by name; or why there is none."""
+    rows: dict[str, tuple[float, int] | NotApplicable] = {}
+    for name, log_prob in yardsticks(inputs.spec, inputs.reference, inputs.store).items():
+
+        def of(batch: Batch, noise: SampleNoise, log_prob: LogProb = log_prob) -> Terms:
+            return {"value": log_prob(batch.x) - inputs.spec.log_scale}
+
+        try:
+            values = _terms(inputs, of, num_examples)["value"]
+        except NotApplicable as reason:
+            rows[name] = reason
+        else:
+            rows[name] = float(values.mean()), len(values)
+    return rows
 
 
 def _mean(
