@@ -161,7 +161,7 @@ def test_text_is_cut_between_characters_before_it_is_tokenized(tmp_path, maker):
         split: arrays.tokenizer.decode(torch.from_numpy(stream.copy()).long()) for split, stream in arrays.streams.items()
     }
     assert {split: len(part) for split, part in parts.items()} == {"train": 855, "val": 45, "test": 100}
-    assert parts["train"] + parts["val"] + parts["test"] == text
+    assert parts["val"] + parts["train"] + parts["test"] == text
 
 
 def test_without_a_validation_part_the_test_part_stands_for_it_and_the_log_says_so(tmp_path, caplog):
@@ -205,7 +205,7 @@ def test_files_of_a_folder_come_in_the_order_of_their_paths(tmp_path):
     arrays = prepared(folder, tmp_path / "cache", context=2)
     whole = "".join(
         arrays.tokenizer.decode(torch.from_numpy(arrays.streams[split].astype(np.int64)))
-        for split in ("train", "val", "test")
+        for split in ("val", "train", "test")
     )
     assert whole == "a" * 53 + "\n" + "bbb" * 50 + "\n" + "ccc\n" * 30
 

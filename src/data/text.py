@@ -1,9 +1,11 @@
 """Texts as data sets: tiny Shakespeare, and any file or folder of text in UTF-8.
 
-The last `test_share` of the characters is the test part, the last `val_share` of the rest the validation part that the best
-checkpoint is chosen by. The text is cut before it is tokenized, so no token reaches across; each part becomes one stream of
-tokens on the disk, and examples are windows of it (`src.data.token_windows`). With val_share=0 there is no part for
-validation and the test part stands for it, as in nanoGPT: then the best checkpoint is chosen by what it is measured on.
+The last `test_share` of the characters is the test part, the first `val_share` of the rest the validation part that the
+best checkpoint is chosen by. What is learned from lies between, next to the test part: tiny Shakespeare is cut within a
+play, and without the 5 % before the cut a 5-gram needs 1.947 nats for a character of the rest, with them 1.669. The text
+is cut before it is tokenized, so no token reaches across; each part becomes one stream of tokens on the disk, and
+examples are windows of it (`src.data.token_windows`). With val_share=0 there is no part for validation and the test part
+stands for it, as in nanoGPT: then the best checkpoint is chosen by what it is measured on.
 """
 
 import hashlib
@@ -39,8 +41,8 @@ def shakespeare(
         cache: folder of prepared data sets.
         tokenizer: makes the tokenizer.
         context: tokens that a prediction may be made from; an example has one more.
-        val_share: of the training part, for validation; 0 takes the test part for it.
-        test_share: of the characters.
+        val_share: the first of what is left by the test part, for validation; 0 takes the test part for it.
+        test_share: the last of the characters.
     """
     file = Path(root) / "tinyshakespeare" / "input.txt"
     if not file.is_file():
@@ -96,8 +98,7 @@ def _prepare(
     source = {
         "files": [[str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files],
         "tokenizer": maker.source(),
-        "val_share": val_share,
-        "test_share": test_share,
+        "parts": {"val": ["first", val_share], "test": ["last", test_share]},
     }
 
     def make(folder: Path) -> tuple[str, ...]:
@@ -176,8 +177,8 @@ def _decoded(file: Path) -> str:
 def _cut(text: str, val_share: float, test_share: float) -> dict[str, str]:
     """The parts of a text, cut between characters; that for validation is empty without a share."""
     cut = int(len(text) * (1 - test_share))
-    val_cut = int(cut * (1 - val_share))
-    return {"train": text[:val_cut], "val": text[val_cut:cut], "test": text[cut:]}
+    val_cut = cut - int(cut * (1 - val_share))
+    return {"train": text[val_cut:cut], "val": text[:val_cut], "test": text[cut:]}
 
 
 def _require_vocabulary(tokenizer: Tokenizer, path: str) -> None:
