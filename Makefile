@@ -41,11 +41,12 @@ lint: $(READY)  ## check style, types and the direction of the imports
 tensorboard: $(READY)  ## open the dashboard on all runs in outputs/
 	$(RUN) -m tensorboard.main --logdir outputs $(ARGS)
 
-bench: $(READY)  ## time training steps against a bare PyTorch loop, an evaluation, sweeps, and mixtures
+bench: $(READY)  ## time training steps against a bare PyTorch loop, an evaluation, sweeps, mixtures, and drawing with a cache
 	$(RUN) -m tests.benchmarks.training_cost
 	$(RUN) -m tests.benchmarks.evaluation_cost
 	$(RUN) -m tests.benchmarks.sweep_cost
 	$(RUN) -m tests.benchmarks.gmm_cost
+	$(RUN) -m tests.benchmarks.decoding_cost
 
 lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(RUN) -m pip install --quiet uv

@@ -28,6 +28,7 @@ def evaluate(config: DictConfig) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from src.build import build
+    from src.evaluation.curves import curve_pictures
     from src.evaluation.results import scalars, to_markdown
     from src.experiment import evaluate_run, load_data_of
     from src.training.final_metrics import log_final_metrics
@@ -41,7 +42,7 @@ def evaluate(config: DictConfig) -> None:
     loggers = [build(node)(save_dir=run.path) for node in nodes]
     steps = [entry["card"]["model"]["step"] for entry in results["metrics"].values() if "card" in entry]
     if steps:
-        log_final_metrics(loggers, scalars(results), to_markdown(results), steps[0])
+        log_final_metrics(loggers, scalars(results), to_markdown(results), steps[0], curve_pictures(results))
     log.info(f"wrote {run.path / 'results.json'}")
     return None
 

@@ -9,21 +9,24 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.console import Console
 from torch import nn
+from torchvision.utils import save_image
 
 from src.build import build, build_model, plain
 from src.core.collectives import broadcast_from_first, num_ranks, own_rank, part
 from src.core.errors import NotApplicable, UserError, require_at_least
-from src.core.protocols import Adversarial, CanBeSteered, CanSample
+from src.core.protocols import Adversarial, CanBeSteered, CanSample, StartsFromWeights
 from src.core.rng import derive_seed
 from src.core.sound import Sound
 from src.core.spec import DataSpec
 from src.data.loading import ArrayData
+from src.data.tokenizers import Pretrained, holds_tokenizer, read_tokenizer
 from src.evaluation.comparison_rows import leaves
 from src.evaluation.costs import SamplingMeter, costs_in_words, costs_to_json
+from src.evaluation.curves import curve_pictures
 from src.evaluation.protocol import Drawn, draw_together, evaluate, spread_classes
 from src.evaluation.results import absences, findings, results_table, scalars, to_json, yardsticks
 from src.metrics.features import Extractor, NetworkExtractor
@@ -48,6 +51,7 @@ __all__ = [
     "load_trained_model",
     "require_classifier_settings",
     "require_same_data",
+    "require_vocabulary_of_weights",
     "steer",
     "steer_as_evaluated",
 ]
@@ -65,8 +69,14 @@ def load_data(config: DictConfig) -> ArrayData:
 
 
 def load_data_of(run: Run, config: DictConfig) -> ArrayData:
-    """The data that a run was trained on; raises `UserError` if they have changed since."""
-    data = load_data(config)
+    """The data that a run was trained on; raises `UserError` if they have changed since.
+
+    Texts are cut by the tokenizer that the run keeps: the folder that it came from may be gone.
+    """
+    own = config.copy()
+    if OmegaConf.select(own, "data.tokenizer.path") is not None and (run.spec() or {}).get("tokenizer"):
+        OmegaConf.update(own, "data.tokenizer.path", str(run.spec_file))
+    data = load_data(own)
     require_same_data(run, data)
     return data
 
@@ -84,15 +94,43 @@ def _difference(run: Run, data: ArrayData) -> str:
     recorded, actual = run.fingerprint(), data.arrays.fingerprint
     if recorded is None:
         return ""
+    was, spec = load_spec(run, run.config()), data.spec
+    vocabularies = _vocabulary(was), _vocabulary(spec)
+    if vocabularies[0] != vocabularies[1]:
+        return f"its tokens were {vocabularies[0] or 'of no text'}, now they are {vocabularies[1] or 'of no text'}"
     if recorded != actual:
         return f"the fingerprint of the prepared examples was {recorded[:12]}, now it is {actual[:12]}"
-    was, spec = load_spec(run, run.config()), data.spec
     if was.values.kind != spec.values.kind:
         return f"data.values was {was.values.kind}, now {spec.values.kind}"
     told = [dict(leaves(asdict(some))) for some in (was, spec)]
     differing = [key for key in dict.fromkeys([*told[0], *told[1]]) if told[0].get(key) != told[1].get(key)]
     before, now = ({key: shorten(str(some.get(key)), 40, placeholder=" ...") for key in differing} for some in told)
     return "; ".join(f"{key} (in spec.json) was {before[key]}, now {now[key]}" for key in differing)
+
+
+def _vocabulary(spec: DataSpec) -> str | None:
+    return None if spec.tokenizer is None else read_tokenizer(spec.tokenizer).vocabulary
+
+
+def require_vocabulary_of_weights(config: DictConfig, data: ArrayData) -> None:
+    """Raise `UserError` if trained weights that the training begins with are of other tokens than the data.
+
+    That the numbers of tokens agree is the network's matter; this is of what they mean, where the folder says it.
+    """
+    folder = OmegaConf.select(config, "network.weights")
+    if folder is None or data.arrays.tokenizer is None:
+        return
+    if not holds_tokenizer(Path(folder)):
+        log.info(
+            f"network.weights={folder} does not say what its tokens are: that they are those of the data is not checked"
+        )
+        return
+    own, theirs = data.arrays.tokenizer.vocabulary, Pretrained(str(folder)).make("", "").vocabulary
+    if theirs != own:
+        raise UserError(
+            f"network.weights={folder} is of other tokens, {theirs}, than data={data.spec.name}, {own}; cut the text by "
+            f"theirs: tokenizer=pretrained tokenizer.path={folder}"
+        )
 
 
 def load_spec(run: Run, config: DictConfig) -> DataSpec:
@@ -155,11 +193,21 @@ def _autoencoder_costs(model: nn.Module, config: DictConfig) -> dict[str, Any] |
     }
 
 
-def _untrained(model: nn.Module, config: DictConfig, spec: DataSpec) -> nn.Module:
-    """A model as it was before its training: what was trained by another run is as in the trained model."""
+def _untrained(model: nn.Module, config: DictConfig, spec: DataSpec) -> nn.Module | None:
+    """A model as it was before its training: what was trained by another run is as in the trained model.
+
+    One that began with the weights of a folder has these; None if they cannot be had any more.
+    """
     untrained = steer_as_evaluated(load_model(config, spec), config)
     if isinstance(model, Latent):
         untrained.frozen_part().load_state_dict(model.frozen_part().state_dict())
+    network = getattr(untrained, "network", None)
+    if isinstance(network, StartsFromWeights):
+        try:
+            network.load_weights()
+        except UserError as reason:
+            log.info(f"there is no row of the untrained model: {reason}")
+            return None
     return untrained
 
 
@@ -167,7 +215,9 @@ def load_trained_model(run: Run, config: DictConfig, spec: DataSpec, checkpoint:
     """The trained model of a run on the device its config asks for, in evaluation mode, and where its weights come from."""
     model = load_model(config, spec)
     file = run.checkpoint(checkpoint)
-    about = load_weights(model, file) | {"checkpoint": file.stem}
+    about = load_weights(model, file, _vocabulary(spec)) | {"checkpoint": file.stem}
+    if (base := OmegaConf.select(config, "network.sha256")) is not None:
+        about |= {"began_with": f"weights of the SHA-256 {base[:12]}, of which the row untrained is"}
     model.eval().to(_device(config))
     if about["weights"] == "averaged" and isinstance(model, Adversarial):
         about |= _fit_batch_norm(model, config, spec)
@@ -262,6 +312,8 @@ def evaluate_run(run: Run, data: ArrayData, config: DictConfig) -> dict[str, Any
         else:
             log.info(f"{name} has no value now; the earlier one stays in the results")
     run.write_results(as_json | {"metrics": kept})
+    for name, picture in curve_pictures(as_json).items():
+        save_image(picture / 255, run.samples / f"{name}.png")
     _report(as_json)
     log.info(f"costs: {costs_in_words(costs)}")
     return as_json
@@ -279,11 +331,16 @@ def _draw_with_all(
     """This process's share in drawing from rank 0's model and from the untrained one; on rank 0 all samples. None if there
     is nothing to measure. It is the last that the processes do together."""
     broadcast_from_first(model)
-    drawn, settings = None, config.evaluation
+    settings = config.evaluation
+    drawn: tuple[Drawn, Drawn] | None = None
     if config.metric:
         how = (data, settings.num_samples, settings.batch_size, settings.seed)
-        untrained, name = _untrained(model, config, data.spec).to(_device(config)), config.name.model
-        drawn = draw_together(model, name, *how, meter), draw_together(untrained, f"the untrained {name}", *how)
+        before, name = _untrained(model, config, data.spec), config.name.model
+        of_model = draw_together(model, name, *how, meter)
+        if before is None:
+            drawn = of_model, NotApplicable("its weights cannot be had any more")
+        else:
+            drawn = of_model, draw_together(before.to(_device(config)), f"the untrained {name}", *how)
     part()
     torch.set_num_threads(_NUM_THREADS)
     return drawn

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from src.cli import run_entry_point
 from src.core.errors import UserError
+from src.core.pretrained import MARKS
 from src.runs import Run
 
 if TYPE_CHECKING:
@@ -39,23 +40,26 @@ def export(config: DictConfig) -> None:
         net: Any = as_gpt2(model.network)
     except UserError as error:
         raise UserError(f"model={of_run.name.model} cannot be exported: {error}") from error
-    net.generation_config = _generation_config(model.sampling)
+    marks = {name: getattr(net.config, name) for name in MARKS}
+    net.generation_config = _generation_config(model.sampling, marks)
     net.cpu().save_pretrained(out)
-    tokenizer = _save_tokenizer(spec, out)
+    tokenizer = _save_tokenizer(spec, out, marks)
     log.info(f"wrote the {about['checkpoint']} checkpoint ({about['weights']} weights) and {tokenizer} to {out}")
 
 
-def _generation_config(choice: "TokenChoice") -> Any:
-    """How the run draws, field by field: what is left out, transformers fills with its own (the 50 likeliest tokens)."""
+def _generation_config(choice: "TokenChoice", marks: dict[str, int | None]) -> Any:
+    """How the run draws, field by field: what is left out, transformers fills with its own (the 50 likeliest tokens).
+
+    A text ends there with the mark of the end that the base weights had, if any.
+    """
     from transformers import GenerationConfig
 
     is_drawn = choice.temperature > 0
     fields = {
         "do_sample": is_drawn,
         "repetition_penalty": choice.repetition_penalty,
-        "bos_token_id": None,
-        "eos_token_id": None,
         "pad_token_id": None,
+        **marks,
     }
     if is_drawn:
         fields |= {"temperature": choice.temperature, "top_k": choice.top_k or 0, "top_p": choice.top_p or 1.0}
@@ -63,15 +67,18 @@ def _generation_config(choice: "TokenChoice") -> Any:
     return GenerationConfig(**fields)
 
 
-def _save_tokenizer(spec: "DataSpec", out: Path) -> str:
-    """The tokenizer as transformers has it, if it is of byte pairs, else as ours; what was written, in words."""
+def _save_tokenizer(spec: "DataSpec", out: Path, marks: dict[str, int | None]) -> str:
+    """The tokenizer as transformers has it, if it is of byte pairs, else as ours; what was written, in words.
+
+    `tokenizer=pretrained tokenizer.path=OUT` reads either.
+    """
     from src.data.tokenizers import BytePairTokenizer, read_tokenizer
 
     if spec.tokenizer is None:
         return "no tokenizer, since its tokens are no text,"
     tokenizer = read_tokenizer(spec.tokenizer)
     if isinstance(tokenizer, BytePairTokenizer):
-        tokenizer.save_pretrained(out)
+        tokenizer.save_pretrained(out, {name.removesuffix("_id"): number for name, number in marks.items()})
         return "its tokenizer"
     (out / "tokens.json").write_text(tokenizer.to_json())
     return f"what its tokens are (tokens.json, since transformers has no tokenizer of {tokenizer.in_words})"

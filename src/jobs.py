@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.claim import ClaimedError, claim, is_claimed
 from src.core.errors import UserError
-from src.core.pretrained import gpt2_config
+from src.core.pretrained import gpt2_config, weights_sha256
 from src.runs import Run, descriptive, file_sha256, without_controls
 
 __all__ = [
@@ -98,8 +98,9 @@ def named(config: DictConfig, hydra: DictConfig, job: Run | None = None) -> Dict
         if "autoencoder" in own:
             own.autoencoder = _of_autoencoder(str(own.autoencoder), str(hydra.runtime.choices.data), job)
         if (weights := OmegaConf.select(own, "network.weights")) is not None:
-            # so that the run can be rebuilt where the folder is not
+            # so that the run can be rebuilt where the folder is not, and begins with no other weights than these
             own.network.config = own.model.network.config = gpt2_config(str(weights))
+            own.network.sha256 = own.model.network.sha256 = weights_sha256(str(weights))
     return own
 
 

@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from src.core.spec import DataSpec
     from src.sample_files import SampleFiles
 
-__all__ = ["OF_CHOICE", "OF_TEXTS", "choose_tokens", "draw_texts", "given_keys", "name_of_given"]
+__all__ = ["OF_CHOICE", "OF_TEXTS", "choose_tokens", "draw_texts", "given_keys", "name_of_given", "text_of"]
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,19 @@ def name_of_given(config: DictConfig) -> str:
     """What these keys add to the name of a folder: numbers as they are, texts by a hash."""
     numbers = "".join(f"_{key}{value:g}" for key, value in given_keys(config, (*OF_CHOICE, "length")).items())
     texts = "".join(
-        f"_{key}{hashlib.sha256(str(value).encode()).hexdigest()[:8]}"
-        for key, value in given_keys(config, ("prompt", "stop")).items()
+        f"_{key}{hashlib.sha256(str(text_of(config, key)).encode()).hexdigest()[:8]}"
+        for key in given_keys(config, ("prompt", "stop"))
     )
     return numbers + texts
+
+
+def text_of(config: DictConfig, key: str) -> str | None:
+    """A text of the command line as it was written, also where it reads as a number (1e3), a truth value or a list."""
+    value = config[key]
+    if value is None or isinstance(value, str):
+        return value
+    given = [one for one in HydraConfig.get().overrides.task if one.lstrip("+").startswith(f"{key}=")]
+    return given[-1].partition("=")[2]
 
 
 def choose_tokens(model: "nn.Module", name: str, spec: "DataSpec", config: DictConfig) -> None:
@@ -71,7 +81,7 @@ def draw_texts(
     tokenizer = read_tokenizer(spec.tokenizer)
     device = next(model.parameters()).device
     n, length = config.n or _TEXTS, config.length or spec.num_dims
-    text, stop = (_with_breaks(config[key]) for key in ("prompt", "stop"))
+    text, stop = (_with_breaks(text_of(config, key)) for key in ("prompt", "stop"))
     try:
         prompt = tokenizer.encode(text or "")
     except UserError as error:
@@ -103,9 +113,11 @@ def draw_texts(
     return f"{n} texts of {'at most ' if stop else ''}{length} tokens{after}"
 
 
-def _with_breaks(given: object) -> str | None:
+def _with_breaks(given: str | None) -> str | None:
     """A text of the command line, on which a line break is written as \\n and a tab as \\t; None if there is none."""
-    return None if given in (None, "") else str(given).replace("\\n", "\n").replace("\\t", "\t")
+    if not given:
+        return None
+    return given.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _until(text: str, stop: str | None) -> str:

@@ -119,6 +119,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     from src.build import build, plain
     from src.core.devices import device_name
     from src.core.protocols import Adversarial, ExpectationMaximization
+    from src.evaluation.curves import curve_pictures
     from src.evaluation.protocol import require_protocol
     from src.evaluation.results import scalars, to_markdown
     from src.experiment import (
@@ -127,9 +128,10 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
         light_measure,
         load_autoencoder,
         load_data,
+        load_data_of,
         load_model,
         require_classifier_settings,
-        require_same_data,
+        require_vocabulary_of_weights,
         steer_as_evaluated,
     )
     from src.training.batch_norm import require_batch_norm_samples
@@ -140,11 +142,13 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
 
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
-    data = load_data(config)
     is_first = global_rank() == 0
     if checkpoint is not None:
-        require_same_data(run, data)
-    elif is_first:
+        data = load_data_of(run, config)
+    else:
+        data = load_data(config)
+        require_vocabulary_of_weights(config, data)
+    if checkpoint is None and is_first:
         run.write_spec(data.spec.to_dict(), data.arrays.fingerprint)
     log.info(f"data: {data.spec.describe()}")
     build(config.metric)  # what cannot be is better refused before the training than after it
@@ -201,7 +205,7 @@ def _train(config: DictConfig, run: Run, checkpoint: Path | None) -> None:
     for name, course in light_evaluation.course.items():
         log.info(f"light evaluations: {_course_in_words(name, course)}")
     log_hyper_parameters(loggers, _hyper_parameters(plain(config)), scalars(results))
-    log_final_metrics(loggers, scalars(results), to_markdown(results), module.step)
+    log_final_metrics(loggers, scalars(results), to_markdown(results), module.step, curve_pictures(results))
 
 
 def _course_in_words(name: str, course: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from src.models.latent import InvertibleLatent, MixtureLatent, NoiseLatent
 __all__ = [
     "CONF",
     "compose_config",
+    "compose_model",
     "is_of_another",
     "is_of_tokens",
     "is_of_waveforms",
@@ -36,6 +37,11 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def compose_config(*overrides: str, root: str = "config") -> DictConfig:
     """The config of `python -m src.train OVERRIDES`, a copy of its own for every caller."""
     return copy.deepcopy(_composed(overrides, root))
+
+
+def compose_model(*overrides: str) -> DictConfig:
+    """The same without metrics and loggers, for tests of the model and its training: it is composed in half the time."""
+    return compose_config(*overrides, "metric=[]", "logger=[]")
 
 
 @functools.cache
@@ -60,6 +66,11 @@ def _is_preset(option: DictConfig, names: list[str]) -> bool:
 
 def load_option(group: str, name: str) -> DictConfig:
     """The YAML of one option as it is written, without its defaults, on top of that of the option it adds to, if any."""
+    return copy.deepcopy(_loaded(group, name))
+
+
+@functools.cache
+def _loaded(group: str, name: str) -> DictConfig:
     own = OmegaConf.load(CONF / group / f"{name}.yaml")
     base = own.get("defaults", [None])[0]
     if not isinstance(base, str) or base == "_self_" or set(own) == {"defaults"}:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.commands import Trained, train
+from tests.composition import remember_compositions
 from tests.configs import is_of_another
 
+remember_compositions()
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other cost more than they help
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.signal import resample_poly
 
 from src.core.errors import UserError
-from src.core.sound import LOG_MEL, MU_LAW, REPRESENTATIONS, from_pcm, log_mel, mu_law_encode
+from src.core.sound import LOG_MEL, MU_LAW, REPRESENTATIONS, Sound, from_pcm, log_mel, mu_law_encode
+from src.data.audio_folder import _clip, _Notes, _read
 from src.data.fsdd import fsdd
 from src.data.loading import ArrayData
 from tests.sounds import RATE, SETTINGS, prepared, tone, write_tones, write_wav16
 
+SOUND = ("representation", "sample_rate", "length", "n_fft", "hop", "num_mels", "log_low", "log_high")
 DATA_ROOT = Path(os.environ.get("DATA_ROOT", "data"))
 needs_soundfile = pytest.mark.skipif(
     importlib.util.find_spec("soundfile") is None, reason="the extra `audio` is not installed"
@@ -95,7 +98,7 @@ def test_sounds_in_no_sub_folders_have_no_classes(tmp_path):
 
 HANDLED = {
     "stereo": (lambda file: write_wav16(file, np.stack([tone(200), tone(300)], 1)), "several channels, averaged to one"),
-    "silent": (lambda file: write_wav16(file, np.zeros(300)), "silent from beginning to end, kept"),
+    "silent": (lambda file: write_wav16(file, np.zeros(300)), "silent as far as it is used, kept"),
     "one sample": (lambda file: write_wav16(file, np.full(1, 0.5)), "shorter than one window of 64 samples, padded"),
     "long": (lambda file: write_wav16(file, tone(200, 600)), r"longer than data\.length=512 samples, cut at the end"),
     "another rate": (lambda file: write_wav16(file, tone(200, 600, 6000), 6000), "resampled from 6,000 Hz to 4,000 Hz"),
@@ -133,6 +136,60 @@ def test_flac_ogg_and_24_bits_are_read(folder, tmp_path, caplog):
     np.testing.assert_allclose(arrays.splits["test"].x[0] / 32768, expected, rtol=0, atol=1 / 32768)
     np.testing.assert_allclose(arrays.splits["val"].x[0] / 32768, expected, rtol=0, atol=1 / 32768)
     assert np.corrcoef(arrays.splits["val"].x[1], tone(200, 512))[0, 1] > 0.99
+
+
+def cut(file: Path, count: int) -> None:
+    """Write a tone, and take off the last bytes of the file."""
+    write_wav16(file, tone(200))
+    file.write_bytes(file.read_bytes()[:-count])
+
+
+@pytest.mark.parametrize("has_soundfile", [pytest.param(True, marks=needs_soundfile), False])
+def test_a_file_that_ends_too_early_is_named(has_soundfile, folder, tmp_path, monkeypatch):
+    if not has_soundfile:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+    cut(folder / "low" / "odd.wav", 300)
+    with pytest.raises(UserError, match=r"odd\.wav is cut off: 300 of the 800 bytes of its samples are missing; fetch it"):
+        prepared(folder, tmp_path)
+
+
+@needs_soundfile
+@pytest.mark.parametrize("kind", ["flac", "aiff"])
+def test_files_of_other_formats_that_end_too_early_are_named(kind, folder, tmp_path):
+    import soundfile
+
+    file = folder / "low" / f"odd.{kind}"
+    soundfile.write(file, tone(200, 512), RATE)
+    file.write_bytes(file.read_bytes()[: -200 if kind == "aiff" else -20])
+    with pytest.raises(UserError, match=rf"odd\.{kind} is (cut off|not a readable sound file)"):
+        prepared(folder, tmp_path)
+
+
+def test_a_file_whose_header_gives_no_length_is_read(folder, tmp_path):
+    """As those that are written to a pipe, by programs that cannot go back to the header."""
+    file = folder / "low" / "odd.wav"
+    write_wav16(file, tone(200))
+    content = file.read_bytes()
+    place = content.index(b"data") + 4
+    file.write_bytes(content[:place] + b"\xff\xff\xff\xff" + content[place + 4 :])
+    assert sum(len(split) for split in prepared(folder, tmp_path).splits.values()) == 17
+
+
+@pytest.mark.parametrize("rate", [RATE, 6000, 2000])
+@pytest.mark.parametrize("has_soundfile", [pytest.param(True, marks=needs_soundfile), False])
+def test_of_a_long_file_only_the_clip_is_read_and_it_is_as_of_the_whole_file(rate, has_soundfile, tmp_path, monkeypatch):
+    if not has_soundfile:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+    file, sound = tmp_path / "long.wav", Sound(**{key: SETTINGS[key] for key in SOUND})
+    write_wav16(file, tone(200, 60 * rate, rate), rate)
+    x, found_rate, _ = _read(file, sound)
+    assert found_rate == rate
+    assert len(x) < 2 * 512 * rate / RATE
+    clip = _clip(file, sound, _Notes(sound))
+    whole = np.round(tone(200, 60 * rate, rate) * 32767) / 32768
+    expected = resample_poly(whole, RATE, rate)[:512]
+    assert len(clip) == 512
+    np.testing.assert_allclose(clip, np.round(expected * 32768), rtol=0, atol=0)
 
 
 REFUSED = {

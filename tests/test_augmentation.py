@@ -9,7 +9,7 @@ from src.core.batch import Batch
 from src.core.errors import UserError
 from src.core.rng import SampleNoise, StreamNoise
 from src.objectives.augmentation import DiffAugment, NoAugmentation, adjust_colour, cut_out, translate
-from tests.configs import compose_config
+from tests.configs import compose_model
 from tests.examples import image_data, vector_spec
 
 
@@ -82,7 +82,7 @@ def test_what_does_nothing_is_refused():
 
 
 def test_vectors_are_refused():
-    config = compose_config("model=gan", "augmentation=diffaugment")
+    config = compose_model("model=gan", "augmentation=diffaugment")
     with pytest.raises(UserError, match="augmentation=diffaugment is of images; data=made_up gives vector"):
         build_model(config.model, vector_spec(2), "gan")
 
@@ -103,7 +103,7 @@ class Recorder:
 @pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
 def test_real_and_generated_images_are_augmented_in_both_steps(loss):
     data = image_data((1, 8, 8), "discrete")
-    model = build_model(compose_config("model=gan", f"adversarial_loss={loss}").model, data.spec, "gan")
+    model = build_model(compose_model("model=gan", f"adversarial_loss={loss}").model, data.spec, "gan")
     model._augmentation = recorder = Recorder()
     judged: list[Tensor] = []
     model.discriminator.register_forward_pre_hook(lambda _, arguments: judged.append(arguments[0].detach().clone()))

@@ -4,9 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import urllib.error
 import zipfile
 from collections.abc import Callable
@@ -23,11 +20,12 @@ from src.core.errors import UserError
 from src.data.digits import digits
 from src.data.image_folder import image_folder
 from src.metrics.frozen_classifier import SHIPPED
+from src.models.autoencoder import Autoencoder
 from src.models.gan import GAN
 from src.models.vae import VAE
 from src.runs import Run
-from tests.commands import QUICK, ROOT, Said, call
-from tests.configs import compose_config
+from tests.commands import QUICK, Said, call
+from tests.configs import compose_model
 from tests.examples import image_spec
 
 # --- how it is told --------------------------------------------------------------------------------------------------
@@ -221,7 +219,7 @@ def test_model_that_cannot_take_a_folder_of_images_names_both(refused, tmp_path,
     ],
 )
 def test_model_that_cannot_take_the_data_names_both(overrides, spec, words):
-    config = compose_config("model=vae", *overrides)
+    config = compose_model("model=vae", *overrides)
     with pytest.raises(UserError, match=f"model=this with data=made_up: .*{words}"):
         build_model(config.model, spec, "this")
 
@@ -502,30 +500,23 @@ def test_senseless_setting_of_sampling_is_named(trained, refused, argument, sent
 # --- a run that is stopped -------------------------------------------------------------------------------------------
 
 
-def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache):
-    settings = (*QUICK, "metric=[]", "trainer.max_steps=null", "trainer.max_epochs=100000", f"data.cache={cache}")
-    command = [sys.executable, "-m", "src.train", "model=autoencoder", f"hydra.run.dir={tmp_path / 'run'}", *settings]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    log = (tmp_path / "said").open("w")
-    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background ignores it
-    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, **listens) as process:
-        try:
-            _wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
-            process.send_signal(signal.SIGINT)
-            code = process.wait(timeout=60)
-        finally:
-            process.kill()
+def test_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, cache, monkeypatch):
+    """By Ctrl-C, which this process gives itself; that a process of its own ends so, test_resume.py shows."""
+    loss, calls = Autoencoder.loss, 0
+
+    def interrupted(self, batch, **how):
+        nonlocal calls
+        calls += self.training
+        if self.training and calls == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, batch, **how)
+
+    monkeypatch.setattr(Autoencoder, "loss", interrupted)
+    where = (f"hydra.run.dir={tmp_path / 'run'}", f"data.cache={cache}")
+    said = call("train", "model=autoencoder", *QUICK, "metric=[]", *where)
     run = Run.open(tmp_path / "run")
-    assert code != 0
+    assert said.code != 0
     assert run.status()["status"] == "interrupted"
-    assert f"interrupted; to go on: python -m src.train resume={tmp_path / 'run'}" in (tmp_path / "said").read_text()
-    assert "Traceback" not in (tmp_path / "said").read_text()
-    assert torch.load(run.checkpoint("last"), weights_only=True)["progress"]["step"] > 0
-
-
-def _wait_for(file: Path, process: subprocess.Popen, timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not file.exists():
-        assert process.poll() is None, "it ended by itself"
-        assert time.monotonic() < end, f"there is no {file}"
-        time.sleep(0.05)
+    assert f"interrupted; to go on: python -m src.train resume={tmp_path / 'run'}" in said.text
+    assert "Traceback" not in said.text
+    assert torch.load(run.checkpoint("last"), weights_only=True)["progress"]["step"] == 15

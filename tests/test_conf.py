@@ -10,12 +10,12 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from src.build import build
-from tests.configs import CONF, compose_config, load_option, options, single_options, target
+from tests.configs import CONF, compose_config, compose_model, load_option, options, single_options, target
 
 PREPARES_DATA = {"data", "experiment"}  # building it would write to the disk
 
 
-model_config = functools.cache(lambda name: compose_config(f"model={name}"))
+model_config = functools.cache(lambda name: compose_model(f"model={name}"))
 
 
 def resolved(group: str, name: str) -> dict[str, Any]:
@@ -23,8 +23,9 @@ def resolved(group: str, name: str) -> dict[str, Any]:
     is_text = group == "data" and "defaults" in load_option(group, name)
     if group not in ("model", "experiment") and not is_text:
         return OmegaConf.to_container(load_option(group, name), resolve=True)
-    config = model_config(name) if group == "model" else compose_config(f"{group}={name}")
     own = ["model"] if group == "model" else [key for key in load_option(group, name) if key != "defaults"]
+    composed = compose_config if {"metric", "logger"} & set(own) else compose_model
+    config = model_config(name) if group == "model" else composed(f"{group}={name}")
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in own}
 
 
@@ -111,13 +112,13 @@ def test_every_option_can_be_chosen(group):
     of_games = ("adversarial_loss", "augmentation", "conditioning", "penalty")
     user = {"prior": "cvae", "dequantization": "flow_image"}.get(group, "dcgan" if group in of_games else "vae")
     for name in options(group):
-        assert compose_config(f"model={user}", f"{group}={name}")
+        assert compose_model(f"model={user}", f"{group}={name}")
 
 
 @pytest.mark.parametrize("group", ["coupling", "path", "source"])
 def test_every_part_of_flow_matching_can_be_chosen(group):
     for name in options(group):
-        config = compose_config("model=flow_matching", f"{group}={name}")
+        config = compose_model("model=flow_matching", f"{group}={name}")
         assert list(nodes(OmegaConf.to_container(config[group])))
         assert config.evaluation.checkpoint == ("last" if name == "optimal_transport" else "auto")
 

@@ -31,7 +31,7 @@ from src.core.spec import CONTINUOUS, DISCRETE
 from src.evaluation.protocol import draw_samples, spread_classes
 from src.experiment import load_model
 from tests.configs import (
-    compose_config,
+    compose_model,
     is_of_another,
     is_of_tokens,
     is_of_waveforms,
@@ -57,7 +57,7 @@ def models_with(method: str) -> list[str]:
 
 @functools.cache
 def composed(name: str) -> DictConfig:
-    return compose_config(f"model={name}", *small(name))
+    return compose_model(f"model={name}", *small(name))
 
 
 def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfig:

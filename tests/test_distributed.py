@@ -1,11 +1,13 @@
 """Several devices, accumulated batches and lower precision: the same training as one batch on one device."""
 
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests import two_ranks
 from tests.commands import QUICK, ROOT, run_cli
-from tests.configs import compose_config, models_by_themselves, slow_but_for, small, target
+from tests.configs import compose_model, models_by_themselves, slow_but_for, small, target
 from tests.examples import image_data
 
 TIMEOUT_S = 240  # of two processes, so that one that waits for the other for ever is a failure
@@ -38,7 +40,7 @@ TIMEOUT_S = 240  # of two processes, so that one that waits for the other for ev
 def both(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two processes of `tests.two_ranks` ended with; their checkpoint is beside it."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    two_ranks.load_data(compose_config(f"data.cache={cache}"))  # prepared once, before there are two
+    two_ranks.load_data(compose_model(f"data.cache={cache}"))  # prepared once, before there are two
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = some.getsockname()[1]
@@ -58,6 +60,12 @@ def both(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     return [one | {"folder": folder} for one in found]
 
 
+@pytest.fixture(scope="module")
+def alone_of(cache: Path) -> Callable[[str], dict[str, Any]]:
+    """`alone_of(name)`: what one process that takes the global batch at once ends with; trained once."""
+    return functools.cache(lambda name: two_ranks.same_at_once(name, cache))
+
+
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((value.double() - other[name].double()).abs().max()) for name, value in one.items())
@@ -67,8 +75,8 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", two_ranks.SAME)
-def test_two_devices_take_the_steps_of_one(name, both, cache):
-    alone = two_ranks.same_at_once(name, cache)
+def test_two_devices_take_the_steps_of_one(name, both, alone_of):
+    alone = alone_of(name)
     first, second = (found[name] for found in both)
     assert difference(first["state"], second["state"]) == 0
     assert difference(first["state"], alone["state"]) < 4e-7
@@ -77,14 +85,24 @@ def test_two_devices_take_the_steps_of_one(name, both, cache):
 
 
 @pytest.mark.parametrize("name", [name for name, (k, _) in two_ranks.SAME.items() if k == 1])
-def test_what_is_logged_is_the_mean_over_both(name, both, cache):
-    alone = two_ranks.same_at_once(name, cache)["rows"]
+def test_what_is_logged_is_the_mean_over_both(name, both, alone_of):
+    alone = alone_of(name)["rows"]
     first, second = (found[name]["rows"] for found in both)
     assert first == second
     assert [step for step, _ in first] == [step for step, _ in alone]
     for (_, ours), (_, theirs) in zip(first, alone, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     assert any("val/loss" in row or "val/generator_loss" in row for _, row in first)
+
+
+def test_two_devices_take_the_steps_of_one_on_stretches_of_sounds_too(both, cache):
+    alone = two_ranks.of_sounds(cache)
+    first, second = (found["of sounds"] for found in both)
+    assert difference(first["state"], second["state"]) == 0
+    assert difference(first["state"], alone["state"]) < 1e-6
+    losses = [[row["val/loss"] for _, row in some["rows"] if "val/loss" in row] for some in (first, second, alone)]
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0]
 
 
 def test_held_out_examples_are_each_measured_once_even_if_a_device_has_none(both, cache):
@@ -224,7 +242,7 @@ def test_small_batches_give_the_weights_of_a_large_one(k, model, n_critic, cache
 
 def _driver(model: str, clip: float | None, k: int) -> TrainingModule:
     """A model on tiny made-up images, by plain gradient descent of rate 1."""
-    config = compose_config(f"model={model}")
+    config = compose_model(f"model={model}")
     torch.manual_seed(0)
     network = build_model(config.model, image_data((1, 8, 8), "discrete").spec, model)
     optimizers = {"generator": _descend, "discriminator": _descend} if isinstance(network, Adversarial) else _descend
@@ -353,7 +371,7 @@ def test_every_model_trains_on_two_devices_from_the_command_line(model, cache, t
     checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
     assert checkpoint["progress"] == {"step": 12, "examples_seen": 12 * 2 * 128}
     assert said.text.count("data: image") == 1, "both processes speak"
-    has_batch_norm = "batch_norm: true" in OmegaConf.to_yaml(compose_config(f"model={model}").model, resolve=True)
+    has_batch_norm = "batch_norm: true" in OmegaConf.to_yaml(compose_model(f"model={model}").model, resolve=True)
     assert ("batch norm sees each device's own batch" in said.text) == has_batch_norm
     together = run.results()["metrics"]
     alone = run_cli("evaluate", f"run={tmp_path}", timeout_s=TIMEOUT_S)

@@ -17,7 +17,7 @@ from src.core.spec import CONTINUOUS, DISCRETE, DataSpec, Values
 from src.models.gan import GAN
 from src.objectives.penalties import GradientPenalty, Judged, NoPenalty, ZeroCentred, judge, squared_gradient_norm
 from tests.commands import call
-from tests.configs import compose_config, load_option, options, small, target
+from tests.configs import compose_model, load_option, options, small, target
 
 A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 PLANE = DataSpec("plane", "vector", (2,), Values(CONTINUOUS, -float("inf"), float("inf"), None))
@@ -128,7 +128,7 @@ def test_penalties_are_computed_in_32_bits_under_mixed_precision():
 
 
 def gan(*overrides: str, spec: DataSpec = PLANE) -> nn.Module:
-    config = compose_config("model=gan", *overrides)
+    config = compose_model("model=gan", *overrides)
     torch.manual_seed(0)
     return build_model(config.model, spec, "gan")
 
@@ -157,7 +157,7 @@ def test_packing_of_one_is_none():
 
 
 def test_packing_of_classes_is_refused():
-    config = compose_config("model=cgan", "model.packing=2", "data=digits")
+    config = compose_model("model=cgan", "model.packing=2", "data=digits")
     spec = DataSpec("digits", "image", (1, 8, 8), Values(CONTINUOUS, -1, 1, None), tuple("0123456789"))
     with pytest.raises(UserError, match=r"model.packing=2: examples of different classes are not packed"):
         build_model(config.model, spec, "cgan")
@@ -393,7 +393,7 @@ def test_every_recipe_takes_every_option(recipe, choice):
 
 def takes(recipe: str, choice: str) -> None:
     """Build a recipe with another option; it may be refused for what is known of the two, never for a key."""
-    config = compose_config(f"model={recipe}", "metric=[]", choice)
+    config = compose_model(f"model={recipe}", choice)
     spec = DataSpec("made_up", "image", (1, 16, 16), Values(DISCRETE, -1, 1, 256), tuple("abc"))
     try:
         with torch.device("meta") if not config.model.spectral_norm else nullcontext():
@@ -418,7 +418,7 @@ def takes(recipe: str, choice: str) -> None:
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_a_sentence(model, mistake, words):
-    config = compose_config(f"model={model}", "metric=[]", mistake)
+    config = compose_model(f"model={model}", mistake)
     spec = DataSpec("made_up", "image", (1, 16, 16), Values(DISCRETE, -1, 1, 256), tuple("abc"))
     with pytest.raises(UserError, match=words):
         build_model(config.model, spec, model)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from src.core.batch import Batch
 from src.core.errors import UserError
+from src.core.pretrained import gpt2_config, weights_sha256
 from src.core.rng import SampleNoise, StreamNoise
 from src.core.spec import DISCRETE, DataSpec, Values
 from src.core.tokens import TokenChoice
@@ -142,8 +145,6 @@ def test_weights_come_before_the_first_step_and_only_then(folder):
 
 
 def test_network_is_rebuilt_without_its_folder(folder):
-    from src.core.pretrained import gpt2_config
-
     there = loaded(folder)
     rebuilt = small_gpt2(weights="/gone", config=gpt2_config(str(folder)))
     rebuilt.load_state_dict(there.state_dict())
@@ -156,7 +157,7 @@ def test_network_is_rebuilt_without_its_folder(folder):
     ("keys", "message"),
     [
         ({"weights": "/nowhere"}, "network.weights=/nowhere is no folder"),
-        ({"num_tokens": 12}, r"weights of 11 tokens \(network.weights=.*\), the data has 12; .* tokenizer=pretrained"),
+        ({"num_tokens": 10}, r"weights of 11 tokens \(network.weights=.*\), the data has 10; .* tokenizer=pretrained"),
         ({"length": 13}, r"see 12 tokens at most .*; set data.context=12 or less, it is 13"),
         ({"weights": None, "lora_rank": 2}, "network.lora_rank adds to trained weights"),
         ({"lora_rank": 0}, "network.lora_rank=0 must be at least 1"),
@@ -168,6 +169,57 @@ def test_network_is_rebuilt_without_its_folder(folder):
 def test_what_does_not_fit_is_said(folder, keys, message):
     with pytest.raises(UserError, match=message):
         small_gpt2(**{"weights": str(folder)} | keys)
+
+
+def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    padded = away_from_its_start(small_gpt2(num_tokens=64))
+    padded.net.save_pretrained(tmp_path)
+    network = loaded(tmp_path).eval()
+    torch.testing.assert_close(network(tokens()), padded(tokens())[..., :V], rtol=0, atol=1e-6)
+    assert network.net.lm_head.weight is network.net.transformer.wte.weight
+    assert "has rows for 64 tokens; the last 53 stand for none of the tokenizer's" in caplog.text
+    assert as_gpt2(network).config.vocab_size == V
+    rebuilt = small_gpt2(weights="/gone", config=gpt2_config(str(tmp_path)))
+    rebuilt.load_state_dict(network.state_dict())
+    with pytest.raises(UserError, match="weights of 64 tokens"):
+        small_gpt2(num_tokens=65, weights=str(tmp_path))
+    small_gpt2(num_tokens=192).net.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"weights of 192 tokens .*, the data has 11;"):
+        small_gpt2(weights=str(tmp_path))
+
+
+def test_run_does_not_begin_with_other_weights_than_it_was_made_for(folder, tmp_path):
+    there = str(shutil.copytree(folder, tmp_path / "there"))
+    known = weights_sha256(there)
+    assert known == weights_sha256(str(folder))
+    small_gpt2(weights=there, sha256=known).load_weights()
+    small_gpt2().net.save_pretrained(there)
+    with pytest.raises(UserError, match=rf"holds other weights than when this run was made .* was {known[:12]}, now"):
+        small_gpt2(weights=there, sha256=known, lora_rank=2).load_weights()
+    assert weights_sha256(str(tmp_path)) is None
+
+
+def test_marks_of_begin_and_end_are_kept(folder, tmp_path):
+    there = shutil.copytree(folder, tmp_path / "there")
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"bos_token_id": 3, "eos_token_id": 4}))
+    network = loaded(there, lora_rank=1)
+    assert (network.net.config.bos_token_id, network.net.config.eos_token_id) == (3, 4)
+    assert (as_gpt2(network).config.bos_token_id, as_gpt2(network).config.eos_token_id) == (3, 4)
+    (there / "config.json").write_text(json.dumps(config | {"bos_token_id": 50256, "eos_token_id": None}))
+    assert loaded(there).net.config.bos_token_id is None  # of 11 tokens none has that number
+
+
+def test_transformers_that_cannot_be_imported_whole_is_one_sentence(monkeypatch):
+    class Broken:
+        @property
+        def GPT2LMHeadModel(self) -> None:
+            raise OSError("libtorchaudio.so: undefined symbol: aoti_torch_abi_version")
+
+    monkeypatch.setitem(sys.modules, "transformers", Broken())
+    with pytest.raises(UserError, match=r"pip uninstall torchaudio \(OSError: libtorchaudio.so: undefined symbol"):
+        small_gpt2()
 
 
 def test_folder_of_something_else_is_named(tmp_path):
@@ -243,6 +295,8 @@ def test_run_is_exported_loaded_by_transformers_and_trained_on(tmp_path, model):
     assert tokenizer.decode(x[0]) == "the cat"
     assert (net.generation_config.do_sample, net.generation_config.top_k) == (True, 0)
     assert net.generate(x, max_new_tokens=5).shape == (1, x.shape[1] + 5)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"bos_token_id": 6, "eos_token_id": 7}))
     begun = ["model=gpt2", f"network.weights={out}", "tokenizer=pretrained", f"tokenizer.path={out}", "network.lora_rank=2"]
     after = call("train", *begun, *given, sizes[-1], "trainer.max_steps=1", "optim.lr=0.0", f"hydra.run.dir={further}")
     assert after.code == 0
@@ -250,6 +304,28 @@ def test_run_is_exported_loaded_by_transformers_and_trained_on(tmp_path, model):
         json.loads((path / "results.json").read_text())["metrics"]["nats_per_token"]["value"] for path in (run, further)
     ]
     assert nats[1] == pytest.approx(nats[0], abs=1e-5)
+    assert "are not trained" in after.text
     out.rename(tmp_path / "elsewhere")
+    measured = call("evaluate", f"run={further}", "metric=[nats_per_token]")
+    assert measured.code == 0, measured.text
+    entry = json.loads((further / "results.json").read_text())["metrics"]["nats_per_token"]
+    assert entry["value"] == nats[1]
+    assert weights_sha256(str(tmp_path / "elsewhere"))[:12] in entry["card"]["model"]["began_with"]
+    resumed = call("train", f"resume={further}", "trainer.max_steps=2")
+    assert resumed.code == 0, resumed.text
     drawn = call("sample", f"run={further}", "prompt=the cat", "n=2")
     assert drawn.code == 0, drawn.text
+    assert call("export", f"run={further}", f"out={tmp_path / 'again'}").code == 0
+    net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again", local_files_only=True)
+    assert (net.config.bos_token_id, net.config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id) == (6, 7)
+    assert net.generation_config.eos_token_id == 7
+    assert tokenizer.decode(tokenizer("the cat")["input_ids"]) == "the cat"
+    text.write_text("a dog, a cat, a log, a mat, and that is all of it. " * 200)
+    begun[1] = f"network.weights={tmp_path / 'again'}"
+    refused = call("train", *begun[:2], *given, *bpe, f"hydra.run.dir={tmp_path / 'refused'}")
+    said = " ".join(refused.text.split())
+    assert re.search(
+        r"again is of other tokens, \d+ byte pairs, (\w+), than data=text_file, \d+ byte pairs, (?!\1)\w+;", said
+    )
+    assert "Traceback" not in refused.text

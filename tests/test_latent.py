@@ -27,7 +27,7 @@ from src.models.latent import Latent, fit_on_latents
 from src.networks.mlp import MLP
 from src.runs import Run
 from tests.commands import Said, call
-from tests.configs import compose_config
+from tests.configs import compose_config, compose_model
 from tests.examples import image_spec, vector_spec
 
 SHORT = ("trainer.max_steps=6", "metric=[fd_pca]", "callback.light_evaluation.metrics=[]", "evaluation.num_samples=50")
@@ -124,7 +124,7 @@ def test_run_holds_all_that_it_needs(trained, cache, tmp_path):
 
 def on_latents_of_vectors(model: str, *overrides: str) -> Latent:
     """The density of a model's config on latents `(B, 3)` of vectors."""
-    spec, keys = vector_spec(5), compose_config(f"model={model}", *overrides).model
+    spec, keys = vector_spec(5), compose_model(f"model={model}", *overrides).model
     torch.manual_seed(0)
     latent = fit_on_latents(spec, Autoencoder(spec, mlp, mlp, latent_dim=3), "autoencoder", lambda of: build(keys)(spec=of))
     latent.prepare(lambda: examples(), generator=StreamNoise(0))

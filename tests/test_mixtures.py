@@ -31,7 +31,7 @@ from src.metrics.store import Store
 from src.runs import Run
 from src.training.callbacks.point_pictures import point_picture
 from tests.commands import Trained, call
-from tests.configs import compose_config, load_option, models_by_themselves, options
+from tests.configs import compose_model, load_option, models_by_themselves, options
 from tests.evaluating import Draws, all_metrics, results_of
 from tests.measuring import image_set, make_inputs, make_metric
 
@@ -379,7 +379,8 @@ def test_run_on_points_measures_modes_and_draws_pictures(trained):
         assert "bits per dimension are of discrete values" in metrics["bound_bits_per_dim"]["not_applicable"]
 
 
-def test_sampling_writes_points_that_depend_on_the_seed_alone(trained, tmp_path):
+def test_sampling_writes_points_that_depend_on_the_seed_alone(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.sample_pictures._DENSITY_SAMPLES", 1000)  # in batches of seven, too
     model, run = trained[0], trained[1].run
     for name, more in (("first", ["n=30"]), ("in_parts", ["n=30", "batch_size=7"]), ("other", ["n=30", "seed=1"])):
         said = call("sample", f"run={run.path}", f"out={tmp_path / name}", *more)
@@ -420,8 +421,8 @@ def _built_or_refused(config: DictConfig, arrays: Arrays, model: str) -> tuple[n
 
 @pytest.mark.parametrize("model", models_by_themselves())
 def test_every_model_learns_from_points_or_refuses_them(arrays, model):
-    fits = ("likelihood=gaussian_learned_scale",) if "likelihood" in compose_config(f"model={model}") else ()
-    config = compose_config(f"model={model}", *fits)
+    fits = ("likelihood=gaussian_learned_scale",) if "likelihood" in compose_model(f"model={model}") else ()
+    config = compose_model(f"model={model}", *fits)
     built, refusal = _built_or_refused(config, arrays, model)
     if built is None:
         assert model not in ON_POINTS
@@ -442,7 +443,7 @@ def test_every_model_learns_from_points_or_refuses_them(arrays, model):
 
 @pytest.mark.parametrize("likelihood", options("likelihood"))
 def test_only_densities_are_likelihoods_of_points(arrays, likelihood):
-    config = compose_config("model=vae", f"likelihood={likelihood}")
+    config = compose_model("model=vae", f"likelihood={likelihood}")
     if likelihood.startswith("gaussian"):
         assert build_model(config.model, arrays.spec, "vae").likelihood.is_normalised
     else:

@@ -30,7 +30,7 @@ from src.sample_files import SampleFiles
 from src.sample_pictures import _draw_classes, _draw_samples
 from src.training.callbacks.point_pictures import curve_picture, density_picture, histogram_density
 from tests.commands import Trained, call, train
-from tests.configs import compose_config
+from tests.configs import compose_model
 from tests.examples import image_spec
 
 SHARES = [0.0, 0.1, 0.5, 0.75, 1.0]
@@ -151,7 +151,7 @@ def model(request) -> nn.Module:
 def _model(name: str, *overrides: str) -> nn.Module:
     """A model of tiny images with random weights; one with styles has a mean style and noise in its layers."""
     torch.manual_seed(0)
-    built = build_model(compose_config(f"model={name}", *overrides).model, image_spec((1, 8, 8), "discrete"), name).eval()
+    built = build_model(compose_model(f"model={name}", *overrides).model, image_spec((1, 8, 8), "discrete"), name).eval()
     if getattr(built, "has_styles", False):
         built.generator.mean_style.normal_()
         for layer in built.generator.convolutions:

@@ -12,7 +12,7 @@ from src.core.errors import UserError
 from src.training.fit import make_trainer, make_training_module
 from src.training.gradient import GradientTraining
 from src.training.schedules import Constant, Cosine, Linear, WarmUpCosine
-from tests.configs import compose_config, load_option, options
+from tests.configs import compose_model, load_option, options
 from tests.examples import image_data
 
 
@@ -78,18 +78,19 @@ def test_every_schedule_is_built_from_its_yaml(name):
             build(load_option("schedule", name))
         return
     schedule = build(load_option("schedule", name))
-    schedule.plan(1000)
+    schedule.plan(1000, 10)
     assert 0 <= schedule.progress(10) <= 1
 
 
-@pytest.mark.parametrize(("examples", "planned"), [(1000.0, 77.0), (None, 1000.0)])
-def test_warm_up_climbs_in_a_straight_line_and_then_falls_along_a_cosine_to_the_floor(examples, planned):
+@pytest.mark.parametrize(("examples", "planned", "per_update"), [(1000.0, 77.0, 10), (None, 1000.0, 50)])
+def test_warm_up_climbs_in_a_straight_line_and_then_falls_along_a_cosine_to_the_floor(examples, planned, per_update):
     schedule = WarmUpCosine(examples, warm_up=0.2, lr_factor=0.1)
-    schedule.plan(planned)
+    schedule.plan(planned, per_update)
     optimizer = adam()
     schedule.remember(optimizer)
     middle = 0.1 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
-    for seen, lr in ((0, 0), (50, 0.025), (100, 0.05), (200, 0.1), (400, middle), (600, 0.055), (1000, 0.01), (9000, 0.01)):
+    climb = [(seen, 0.1 * (seen + per_update) / (200 + per_update)) for seen in (0, 50, 100)]
+    for seen, lr in (*climb, (200, 0.1), (400, middle), (600, 0.055), (1000, 0.01), (9000, 0.01)):
         schedule.apply(optimizer, seen)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(lr), seen
     assert schedule.penalty_factor(500) == 1
@@ -97,7 +98,37 @@ def test_warm_up_climbs_in_a_straight_line_and_then_falls_along_a_cosine_to_the_
 
 def test_warm_up_needs_an_end():
     with pytest.raises(UserError, match=r"no planned end: set training\.schedule\.examples="):
-        WarmUpCosine(None, 0.1, 0.1).plan(None)
+        WarmUpCosine(None, 0.1, 0.1).plan(None, 10)
+
+
+def nanogpt_lr(it: int, warmup_iters: int, lr_decay_iters: int, least: float) -> float:
+    """`get_lr` of github.com/karpathy/nanoGPT/train.py, over the learning rate."""
+    if it < warmup_iters:
+        return (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return least
+    share = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return least + 0.5 * (1.0 + math.cos(math.pi * share)) * (1 - least)
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_warm_up_is_nanogpts_to_the_step_also_of_updates_of_several_batches(accumulated):
+    batch, schedule = 12, WarmUpCosine(12.0 * accumulated * 200, warm_up=0.05, lr_factor=0.1)
+    schedule.plan(None, batch * accumulated)
+    for it in range(210):
+        seen = batch * accumulated * it
+        for i in range(accumulated):
+            if it < 10 or i == 0:  # all batches of a round climb as one update
+                assert schedule.lr_factor(seen + batch * i) == pytest.approx(nanogpt_lr(it, 10, 200, 0.1)), it
+
+
+def test_resumed_training_keeps_the_plan_it_began_with():
+    first, resumed, given = WarmUpCosine(None, 0.1, 0.1), WarmUpCosine(None, 0.1, 0.1), WarmUpCosine(500.0, 0.1, 0.1)
+    first.plan(1000, 10)
+    resumed.load_state_dict(first.state_dict())
+    resumed.plan(3000, 10)
+    assert resumed.examples == 1000
+    assert given.state_dict() == {}
 
 
 @pytest.mark.parametrize(("key", "value"), [("examples", 0.0), ("warm_up", 1.0), ("warm_up", -0.1), ("lr_factor", -1.0)])
@@ -117,6 +148,14 @@ def test_weight_decay_is_of_matrices_alone_where_asked_for(caplog):
     assert [list(weight.shape) for weight in decayed["params"]] == [[3, 4], [5, 4]]
     assert [list(weight.shape) for weight in others["params"]] == [[5], [5], [5]]
     assert "weight decay 0.3 on 2 tensors of 32 values; none on 3 of 15" in caplog.text
+    model[0].weight.requires_grad_(False)
+    trained, _ = (
+        GradientTraining(model, make, Constant(), seed=0, **knobs, decay_matrices_only=True)
+        .configure_optimizers()
+        .param_groups
+    )
+    assert [list(weight.shape) for weight in trained["params"]] == [[5, 4]]
+    assert "weight decay 0.3 on 1 tensors of 20 values; none on 3 of 15; 1 are not trained" in caplog.text
     plain = GradientTraining(model, make, Constant(), seed=0, **knobs).configure_optimizers()
     assert [len(group["params"]) for group in plain.param_groups] == [5]
 
@@ -147,7 +186,7 @@ class Recorder(nn.Module):
 
 
 def fit(folder, num_steps: int, *overrides: str) -> tuple[nn.Module, Recorder, object]:
-    config = compose_config("model=gan", "penalty=r1", *overrides)
+    config = compose_model("model=gan", "penalty=r1", *overrides)
     data = image_data((1, 8, 8), "discrete")
     model = build_model(config.model, data.spec, "gan")
     recorder = Recorder(model)
@@ -179,9 +218,9 @@ def test_the_schedule_reaches_penalty_and_optimizers(tmp_path):
         assert group["betas"] == pytest.approx((0.5, 0.999 + (0.5 - 0.999) * 40 / 80))
 
 
-def fit_vae(folder, *overrides: str):
-    config = compose_config("model=vae", "encoder.hidden=[8]", "decoder.hidden=[8]", *overrides)
-    data = image_data((1, 8, 8), "discrete")
+def fit_vae(folder, *overrides: str, batch_size: int = 8):
+    config = compose_model("model=vae", "encoder.hidden=[8]", "decoder.hidden=[8]", *overrides)
+    data = image_data((1, 8, 8), "discrete", batch_size=batch_size)
     model = build_model(config.model, data.spec, "vae")
     module = make_training_module(model, build(config.optim), build(config.training), seed=0)
     settings = build(config.trainer) | {"accelerator": "cpu", "max_epochs": None, "max_steps": 5}
@@ -193,6 +232,15 @@ def test_the_schedule_reaches_the_one_optimizer_of_a_model_with_a_loss(tmp_path)
     overrides = ("schedule@training.schedule=linear", "training.schedule.examples=80.0", "training.schedule.lr_factor=0.0")
     group = fit_vae(tmp_path, *overrides).optimizers().param_groups[0]
     assert group["lr"] == pytest.approx(1e-3 * (1 - 32 / 80))
+
+
+@pytest.mark.parametrize("batch_size", [8, 128])
+def test_schedule_is_planned_by_the_batches_that_there_are(tmp_path, batch_size):
+    module = fit_vae(tmp_path, "schedule@training.schedule=warm_up_cosine", batch_size=batch_size)  # of 24 examples
+    assert module.examples_seen == 5 * min(batch_size, 24)
+    checkpoint: dict[str, object] = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["schedule"] == {"examples": module.examples_seen}
 
 
 def test_a_schedule_of_a_penalty_is_refused_where_there_is_none(tmp_path):

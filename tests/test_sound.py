@@ -1,5 +1,6 @@
 """Sound as numbers: mu-law, log-mels as librosa's, the way back, and the settings that are refused."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from src.core.sound import (
     LOG_MEL,
     MU_LAW,
     REPRESENTATIONS,
+    SILENCE,
     WAVEFORM,
     Sound,
+    _nonnegative_least_squares,
     from_pcm,
     from_waveform,
     griffin_lim,
@@ -23,6 +26,7 @@ from src.core.sound import (
     mel_to_waveform,
     mu_law_decode,
     mu_law_encode,
+    recorded_lengths,
     spectrogram,
     to_pcm,
     to_waveform,
@@ -130,16 +134,52 @@ def test_silence_is_the_lowest_level_and_comes_back_as_silence():
     assert mel_to_waveform(mel, sound()).abs().max() < 1e-6
 
 
-def test_griffin_lim_finds_a_sound_with_the_magnitudes():
-    x = tones()
-    magnitude = spectrogram(x, 256, 64).abs()
+def distance(x: torch.Tensor, magnitude: torch.Tensor, hop: int) -> float:
+    """Of the magnitudes of clips' spectra from others, relative, over all frequencies: those but the first and the last
+    belong to a negative one too."""
+    twice = torch.full((129, 1), 2.0)
+    twice[[0, -1]] = 1
+    error = (spectrogram(x, 256, hop).abs() - magnitude).square() * twice
+    return float((error.sum() / (magnitude.square() * twice).sum()).sqrt())
 
-    def convergence(iterations):
-        rebuilt = spectrogram(griffin_lim(magnitude, 256, 64, 2048, iterations), 256, 64).abs()
-        return float((rebuilt - magnitude).norm() / magnitude.norm())
 
-    assert convergence(32) < 0.15
-    assert convergence(32) < convergence(4) < convergence(0)
+def test_without_momentum_no_iteration_of_griffin_lim_goes_away_from_the_magnitudes():
+    """Griffin and Lim 1984, section III."""
+    magnitude = spectrogram(tones(), 256, 64).abs()
+    found = [distance(griffin_lim(magnitude, 256, 64, 2048, k, momentum=0.0), magnitude, 64) for k in range(12)]
+    assert all(after < before + 1e-6 for before, after in itertools.pairwise(found))
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_momentum_brings_griffin_lim_nearer_to_the_magnitudes_of_a_sound():
+    magnitude = spectrogram(tones(), 256, 64).abs()
+    with_momentum, without = (
+        distance(griffin_lim(magnitude, 256, 64, 2048, 32, momentum), magnitude, 64) for momentum in (0.99, 0.0)
+    )
+    assert with_momentum < 0.15
+    assert with_momentum < without
+
+
+def test_the_spectrum_of_a_tone_on_a_frequency_of_it_is_known():
+    k, amplitude = 20, 0.5
+    x = amplitude * torch.cos(2 * math.pi * k / 256 * torch.arange(2048, dtype=torch.float64))[None]
+    frame = spectrogram(x, 256, 128)[0, :, 8].abs()
+    expected = torch.zeros(129, dtype=torch.float64)  # a Hann window is 1/2 - cos / 2: three lines
+    expected[[k - 1, k, k + 1]] = amplitude * 256 / 4 * torch.tensor([0.5, 1, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(frame, expected, rtol=0, atol=1e-9)
+
+
+def test_powers_of_a_mel_are_the_least_squares_of_its_bands():
+    optimize = pytest.importorskip("scipy.optimize")
+    filters = mel_filters(8000, 256, 64)
+    power = spectrogram(tones().double(), 256, 128).abs().square()[:1, :, 4:8]
+    bands = filters @ power
+    found = _nonnegative_least_squares(filters, bands)
+    assert (found >= 0).all()
+    for t in range(4):
+        _, least = optimize.nnls(filters.numpy(), bands[0, :, t].numpy())
+        residual = float((filters @ found[0, :, t] - bands[0, :, t]).norm())
+        assert residual < least + 0.01 * float(bands[0, :, t].norm())
 
 
 def test_griffin_lim_does_not_depend_on_the_batch():
@@ -166,7 +206,20 @@ def test_every_representation_has_its_shape_and_its_way_back(representation):
     back = to_waveform(x, settings)
     assert back.shape == (2, 2048)
     assert back.abs().max() <= 1
-    assert snr(tones(), back) > {WAVEFORM: 100, MU_LAW: 30, LOG_MEL: -10}[representation]  # phases are not in a log-mel
+    magnitude = spectrogram(tones(), 256, 64).abs()  # not the samples: phases are not in a log-mel
+    assert distance(back, magnitude, 64) < {WAVEFORM: 1e-6, MU_LAW: 0.02, LOG_MEL: 0.4}[representation]
+
+
+def test_silence_in_mu_law_is_heard_as_silence_and_has_no_length():
+    settings = sound(MU_LAW)
+    levels = from_waveform(torch.zeros(2, 2048), settings)
+    assert (levels == SILENCE).all()
+    assert (mu_law_decode(levels) > 0).all()  # the formula has no level for 0
+    assert (to_waveform(levels, settings) == 0).all()
+    assert (log_mel(to_waveform(levels, settings), settings) == -1).all()
+    assert recorded_lengths(levels).tolist() == [0, 0]
+    levels[1, [3, 700]] = torch.tensor([0, 129])
+    assert recorded_lengths(levels).tolist() == [0, 701]
 
 
 def test_noise_of_the_size_of_the_rounding_is_below_the_lowest_level():

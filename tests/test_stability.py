@@ -12,7 +12,7 @@ from src.core.batch import Batch
 from src.training.callbacks.light_evaluation import LightEvaluation
 from src.training.callbacks.stability import _as_in_training, mean_distance, separation
 from tests.commands import train
-from tests.configs import compose_config, load_option, small
+from tests.configs import compose_model, load_option, small
 from tests.examples import image_data
 
 
@@ -140,7 +140,7 @@ def test_a_quantity_that_is_no_longer_measured_is_said_nothing_of(caplog, monkey
 
 
 def test_the_discriminator_is_asked_as_in_training_and_left_as_it_was():
-    model = build_model(compose_config("model=cgan", *small("cgan")).model, image_data((3, 16, 16), "discrete").spec, "x")
+    model = build_model(compose_model("model=cgan", *small("cgan")).model, image_data((3, 16, 16), "discrete").spec, "x")
     discriminator = model.players()[1]
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
     model.eval()

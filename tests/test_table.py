@@ -21,7 +21,7 @@ from src.data.table import table
 from src.runs import Run
 from tests.commands import QUICK, call
 from tests.examples import vector_spec
-from tests.measuring import make_inputs, make_metric
+from tests.measuring import image_set, make_inputs, make_metric
 
 SPLITS = ("train", "val", "test")
 NAMES = ("height", "weight, dry", "age")
@@ -190,7 +190,8 @@ def test_likelihoods_are_in_the_tables_own_units(tmp_path, name):
     arrays = _made(_write(tmp_path / "some.csv", _as_text(_values(500))))
     data = ArrayData(arrays, batch_size=50, eval_batch_size=50, num_workers=0, seed=0)
     x = torch.cat([batch.x for batch in data.held_out_loader("test")])
-    found = make_metric(name).measure(replace(make_inputs(Normal(), x=x), spec=arrays.spec))
+    inputs = make_inputs(Normal(), x=x, reference=image_set(x))
+    found = make_metric(name).measure(replace(inputs, spec=arrays.spec))
     own = arrays.spec.own_units
     expected = stats.norm.logpdf(arrays.spec.to_own_units(x).numpy(), own.shift, own.scale).sum(1).mean()
     assert found.value == pytest.approx(expected, rel=1e-6)
@@ -198,7 +199,8 @@ def test_likelihoods_are_in_the_tables_own_units(tmp_path, name):
     assert found.unit == "nats"
     if name == "bound":
         assert sum(found.parts.values()) == pytest.approx(found.value)
-    standardized = make_metric(name).measure(replace(make_inputs(Normal(), x=x), spec=replace(arrays.spec, own_units=None)))
+    inputs = make_inputs(Normal(), x=x, reference=image_set(x))  # what was kept for the other spec stays behind
+    standardized = make_metric(name).measure(replace(inputs, spec=replace(arrays.spec, own_units=None)))
     assert standardized.value == pytest.approx(found.value + arrays.spec.log_scale)
     assert "units" not in standardized.card
 

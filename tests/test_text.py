@@ -10,6 +10,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.spec import DISCRETE, DataSpec, Values
+from src.core.tokens import hash_of_texts
 from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.data.text import shakespeare, text_file
@@ -137,6 +138,49 @@ def test_tokenizer_of_a_folder_of_weights(tmp_path):
         Pretrained("nowhere")
 
 
+def test_tokenizer_is_read_from_whatever_keeps_it_and_is_the_same_source(tmp_path):
+    needs_library()
+    own = BytePairs(300).make(TEXT, TEXT)
+    files = {"tokenizer.json": json.loads(own.to_json())["tokenizer"], "tokens.json": own.to_json()}
+    files["spec.json"] = json.dumps({"name": "made_up", "tokenizer": own.to_json()})
+    makers = [Pretrained(str(written(tmp_path / name, text, name))) for name, text in files.items()]
+    makers += [Pretrained(str(tmp_path / name)) for name in ("tokenizer.json", "tokens.json")]  # the folders
+    assert len({json.dumps(maker.source()) for maker in makers}) == 1
+    assert {maker.make("", "").to_json() for maker in makers} == {own.to_json()}
+    letters = CharacterTokenizer("abc")
+    kept = Pretrained(str(written(tmp_path / "letters", letters.to_json(), "tokens.json").parent))
+    assert kept.make("", "").vocabulary == letters.vocabulary
+
+
+def test_vocabulary_tells_tokens_apart_that_are_as_many():
+    needs_library()
+    assert CharacterTokenizer("abc").vocabulary.startswith("3 characters, ")
+    pairs = [BytePairs(270).make("", training) for training in ("the cat " * 50, "the dog " * 50)]
+    others = [Bytes().make("", ""), CharacterTokenizer("abc"), CharacterTokenizer("abd"), *pairs]
+    assert len({some.vocabulary for some in others}) == 5
+    again = read_tokenizer(
+        json.dumps({"kind": "byte pairs", "tokenizer": json.loads(pairs[0].to_json())["tokenizer"] + " "})
+    )
+    assert again.vocabulary == pairs[0].vocabulary  # written otherwise, it is the same
+
+
+def test_tokenizer_that_changes_the_text_is_refused(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    lossy = library.Tokenizer.from_str(json.loads(BytePairs(300).make(TEXT, TEXT).to_json())["tokenizer"])
+    lossy.normalizer = library.normalizers.Lowercase()
+    file = written(tmp_path, lossy.to_str(), "tokenizer.json")
+    book = written(tmp_path, "so it goes. " * 30 + "So it goes. " * 30)
+    with pytest.raises(
+        UserError, match=r"book\.txt cannot be cut .* ' it goes\. So it goes' becomes ' it goes\. so it goes'"
+    ):
+        prepared(book, tmp_path / "cache", Pretrained(str(file)), val_share=0.4, test_share=0.4)
+    few = library.Tokenizer(library.models.WordLevel({"so": 0, "it": 1, "?": 2}, unk_token="?"))
+    few.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    file = written(tmp_path / "few", few.to_str(), "tokenizer.json")
+    with pytest.raises(UserError, match=r"the tokenizer changes the text, 'so it goes' becomes 'so it \?'"):
+        Pretrained(str(file)).make("", "").encode("so it goes")
+
+
 @pytest.mark.parametrize("described", ["{", "[]", '{"kind": "words"}', '{"kind": "characters"}'])
 def test_description_of_a_tokenizer_that_is_none_is_refused(described):
     with pytest.raises(UserError, match="tokenizer"):
@@ -186,6 +230,13 @@ def test_spec_of_a_text_keeps_its_tokenizer_through_json(tmp_path):
     again = DataSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
     assert read_tokenizer(again.tokenizer).num_tokens == spec.values.levels == len(set(TEXT))
+
+
+def test_hash_of_a_text_is_kept_and_the_same_whatever_its_tokens_are(tmp_path, maker):
+    arrays = prepared(written(tmp_path, TEXT), tmp_path / "cache", maker)
+    texts = [arrays.tokenizer.decode(torch.from_numpy(arrays.streams[some].astype(np.int64))) for some in ("train", "test")]
+    assert arrays.text_sha256 == hash_of_texts(*texts)
+    assert arrays.text_sha256 != hash_of_texts("".join(texts))
 
 
 def test_other_tokenizer_is_other_data(tmp_path):

@@ -1,5 +1,6 @@
 """Likelihoods of a held-out text, their yardsticks, and what samples of text repeat, by closed forms and definitions."""
 
+import json
 import math
 import os
 from collections import Counter
@@ -23,6 +24,7 @@ from src.data.text import text_file
 from src.data.tokenizers import Bytes, ByteTokenizer, Characters, CharacterTokenizer, TokenizerMaker
 from src.evaluation.comparison import RunResults, compare
 from src.evaluation.comparison_formats import to_markdown
+from src.evaluation.curves import curve_picture, curve_pictures
 from src.evaluation.protocol import evaluate
 from src.evaluation.results import to_json, yardsticks
 from src.metrics.features import ImageSet
@@ -273,22 +275,71 @@ def test_compressor_that_has_the_text_needs_little_for_it(name):
 
 def test_yardsticks_stand_beside_every_likelihood_and_are_computed_once(tmp_path):
     per_token = measured("nats_per_token", TEXT, Markov(V), Store(tmp_path)).anchors
-    assert list(per_token) == ["uniform", "unigram", "5-gram"]
+    assert list(per_token) == ["uniform", "unigram", "5-gram", "bz2", "xz"]
     assert per_token["uniform"].value == pytest.approx(math.log(V))
     counts = F.one_hot(TEXT.tokens("train"), V).sum(0).double()
     unigram = (counts + V / V) / (500 + V)  # each of the four occurs
     assert per_token["unigram"].value == pytest.approx(-float(unigram[TEXT.tokens("test")[1:]].log().mean()))
+    train, test = TEXT.train_text.encode(), TEXT.test_text.encode()
+    for name, compress in COMPRESSORS.items():  # a token is a byte here
+        bits = compressed_bits(train, test, compress)
+        assert per_token[name].value == pytest.approx(bits * math.log(2) / 100)
+        assert measured("perplexity", TEXT, Markov(V)).anchors[name].value == pytest.approx(2 ** (bits / 100))
     store = Store(tmp_path)
     measured("nats_per_token", TEXT, Markov(V), store)
     assert store.num_computed == 0
     per_char = measured("bits_per_char", TEXT, Markov(V), store).anchors
     assert list(per_char) == ["uniform", "unigram", "5-gram", "bz2", "xz"]
-    bits = per_token["5-gram"].value / math.log(2)
-    assert per_char["5-gram"].value == pytest.approx(bits, rel=1e-6)  # the tokens are the characters
-    assert store.num_computed == 2
+    assert store.num_computed == 1
+    for name in per_token:
+        assert per_char[name].value * math.log(2) == pytest.approx(per_token[name].value, rel=1e-6)
     plain = to_json({"nats_per_token": measured("nats_per_token", TEXT, Markov(V), store)})
-    beside = f"nats/token, beside uniform 1.386, unigram 1.393, 5-gram {per_token['5-gram'].value:.4g}"
-    assert [line.partition(" ")[2].partition(" ")[2] for line in yardsticks(plain)] == [beside]
+    beside = ", ".join(f"{name} {reading.value:.4g}" for name, reading in per_token.items())
+    assert beside.startswith("uniform 1.386, unigram 1.393, 5-gram ")
+    assert [line.partition(" ")[2].partition(" ")[2] for line in yardsticks(plain)] == [f"nats/token, beside {beside}"]
+
+
+def ngram_nats(order: int) -> Tensor:
+    """Of every token of the held-out text."""
+    return -WittenBell(TEXT.tokens("train"), order, V).log_prob(TEXT.tokens("test"))
+
+
+def test_yardsticks_of_the_curve_are_of_the_same_tokens():
+    found = measured("nats_by_position", TEXT, Counting())
+    # of 100 predicted tokens twelve windows of eight have four each after 5 to 8 others, and none of the last four
+    places = [1 + 8 * window + others for window in range(12) for others in (4, 5, 6, 7)]
+    assert list(found.anchors) == ["uniform", "unigram", "5-gram", "bz2", "xz"]
+    for name, order in (("unigram", 1), ("5-gram", 5)):
+        assert found.anchors[name].value == pytest.approx(float(ngram_nats(order)[places].mean()))
+        assert (found.anchors[name].count, found.anchors["bz2"].count) == (48, 100)
+        assert found.curve.rows[name][-1] == found.anchors[name].value
+    assert found.curve.places == ("1", "2", "3 to 4", "5 to 8")
+    assert found.curve.rows[""] == tuple(found.parts.values())
+
+
+def test_curve_is_drawn_for_what_has_one():
+    both = {name: measured(name, TEXT, Markov(V)) for name in ("nats_by_position", "nats_per_token")}
+    plain = json.loads(json.dumps(to_json(both)))
+    pictures = curve_pictures(plain)
+    assert list(pictures) == ["nats_by_position"]
+    picture = pictures["nats_by_position"]
+    assert (picture.shape, picture.dtype) == ((3, 400, 640), torch.uint8)
+    rising = {"of": "x", "places": ["1", "2"], "rows": {"": [0.0, 1.0]}}
+    is_red = (curve_picture("made_up", "1", rising)[1] < 30) & (curve_picture("made_up", "1", rising)[0] > 150)
+    left, right = (is_red[40:, half].nonzero()[:, 0].double().mean() for half in (slice(0, 320), slice(320, 640)))
+    assert left > right + 50  # further up on the right
+    flat = {"of": "x", "places": ["1"], "rows": {"": [2.0]}}
+    assert curve_picture("made_up", "1", flat).shape == (3, 400, 640)
+
+
+def test_yardsticks_of_the_estimate_are_of_the_same_windows():
+    found = measured("estimated_nats", TEXT, Counting(), num_batches=200, batch_size=20)
+    assert list(found.anchors) == ["uniform", "unigram", "5-gram", "bz2", "xz"]
+    assert found.anchors["uniform"].value == pytest.approx(math.log(V))
+    assert found.anchors["5-gram"].count == 200 * 20 * 8
+    # each of the 93 windows is as likely; the tokens at both ends are in fewer of them
+    expected = torch.stack([ngram_nats(5)[start + 1 : start + 9].mean() for start in range(93)]).mean()
+    assert found.anchors["5-gram"].value == pytest.approx(float(expected), abs=0.01)
 
 
 def test_yardsticks_of_a_text_that_is_too_long_are_absent_with_the_reason(monkeypatch):
@@ -402,6 +453,20 @@ def test_samples_that_copy_are_found_and_named():
     assert longest.parts["mean_over_samples"] == 13
     assert longest.finding.words == "longest passage copied: 18 characters (held-out text 8)"
     assert longest.finding.alarm == "copying"
+
+
+def test_samples_are_held_against_as_many_windows_of_held_out_text():
+    copied, free = "daughter and a pen", "she was a beauty. "
+    samples, held_out = [free, free, " upon a time there", copied], [free, "the king had a son"]
+    longest = sampled("longest_common_substring", TALE, samples, held_out)
+    assert (longest.value, longest.parts["first_2"], longest.anchors[HELD_OUT].value) == (18, 8, 8)
+    assert longest.finding.alarm is None  # of the first two, though all four go further
+    assert longest.finding.words == "longest passage copied: 8 characters (held-out text 8), of 2 each"
+    words = sampled("distinct_1", TALE, samples, held_out)
+    assert (words.value, words.parts["first_2"]) == (10 / 16, 4 / 8)
+    assert "first_4" not in sampled("distinct_1", TALE, samples, [*held_out, *held_out]).parts
+    rate = sampled("ngram_copy_rate", TALE, samples, held_out, n=5)
+    assert rate.parts["first_2"] == pytest.approx(sampled("ngram_copy_rate", TALE, samples[:2], held_out, n=5).value)
 
 
 def test_samples_like_held_out_text_raise_no_alarm():

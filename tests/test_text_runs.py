@@ -1,13 +1,18 @@
 """Runs on texts by the command line: training, samples in the course of it, drawing with a prompt, going on."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from src.data.tokenizers import CharacterTokenizer
+from src.experiment import load_data_of
 from src.runs import Run
-from tests.commands import Said, call
+from tests.commands import Said, call, run_cli
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(200, 0, -1))
 SMALL = (
@@ -112,6 +117,48 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(run, arguments, what, t
     assert "Traceback" not in said.text
 
 
+@pytest.mark.parametrize("prompt", ["1e1", "010", "[1]"])
+def test_prompt_that_reads_as_a_number_is_taken_as_it_was_written(run, tmp_path, prompt):
+    said = drawn(run, f"prompt={prompt}", "stop=1e9", "n=1", "length=2", f"out={tmp_path}")
+    if prompt == "[1]":
+        assert "'[', ']' (first at character 0" in said.text
+    else:
+        assert said.code == 0, said.text
+        assert (tmp_path / "00000.txt").read_text().startswith(prompt)
+
+
+def test_checkpoint_of_another_vocabulary_of_equal_size_is_refused_and_both_are_named(run, tmp_path):
+    other = Path(shutil.copytree(run.path, tmp_path / "other"))
+    checkpoint = torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)
+    own = CharacterTokenizer("".join(sorted(set(TEXT)))).vocabulary
+    assert checkpoint["vocabulary"] == own
+    theirs = own.partition(",")[0] + ", 0123456789ab"
+    torch.save(checkpoint | {"vocabulary": theirs}, other / "checkpoints" / "best.ckpt")
+    said = drawn(Run.open(other), "n=1")
+    assert said.code == 1
+    assert f"best.ckpt was trained on other tokens: on {theirs}, and here are {own}; take a checkpoint" in said.text
+    assert "Traceback" not in said.text
+
+
+def test_tokenizer_of_a_folder_that_is_gone_is_that_of_the_run(run):
+    config = run.config()
+    OmegaConf.update(config, "data.tokenizer", {"_target_": "src.data.tokenizers.Pretrained", "path": "/gone"})
+    data = load_data_of(run, config)
+    assert data.arrays.tokenizer.vocabulary == CharacterTokenizer("".join(sorted(set(TEXT)))).vocabulary
+    assert config.data.tokenizer.path == "/gone"  # what the run was made with is not changed
+
+
+def test_curve_by_position_is_among_the_pictures(run):
+    said = call("evaluate", f"run={run.path}", "metric=[nats_by_position]")
+    assert said.code == 0, said.text
+    assert (run.samples / "nats_by_position.png").stat().st_size > 1000
+    curve = json.loads((run.path / "results.json").read_text())["metrics"]["nats_by_position"]["curve"]
+    assert curve["places"] == ["1", "2", "3 to 4", "5 to 8", "9 to 16"]
+    assert list(curve["rows"]) == ["", "uniform", "unigram", "5-gram"]
+    assert "beside uniform" in said.text
+    assert " xz " in said.text
+
+
 @pytest.mark.slow
 def test_resumed_training_is_the_same_to_the_bit(run, root):
     half = root / "half"
@@ -121,6 +168,34 @@ def test_resumed_training_is_the_same_to_the_bit(run, root):
     files = (folder / "checkpoints" / "last.ckpt" for folder in (half, run.path))
     resumed, whole = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", "lstm", "gpt2"])
+def test_training_on_two_devices_is_that_on_one_and_is_resumed_to_the_bit(root, tmp_path, model):
+    if model == "gpt2":
+        pytest.importorskip("transformers", reason="transformers is not installed (make extra EXTRA=text)")
+
+    def of(name: str) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    sizes = [one for one in SMALL if not one.startswith(("model=", "loader."))]
+    sizes = [one for one in sizes if model != "lstm" or "num_heads" not in one]
+    line = [*sizes, f"model={model}", f"data.path={root / 'text.txt'}", f"data.cache={root}", "network.dropout=0.0"]
+    line += ["training.schedule.examples=160.0", "callback.pictures.num_samples=2"]
+    two = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "loader.batch_size=4")
+    alone = call("train", *line, "loader.batch_size=8", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'alone'}")
+    assert alone.code == 0, alone.text
+    for name, epochs in (("both", 2), ("half", 1)):
+        said = run_cli("train", *line, *two, f"trainer.max_epochs={epochs}", f"hydra.run.dir={tmp_path / name}")
+        assert said.code == 0, said.text
+    said = run_cli("train", f"resume={tmp_path / 'half'}", "trainer.max_epochs=2")
+    assert said.code == 0, said.text
+    whole, both, resumed = of("alone"), of("both"), of("half")
+    for key, weight in whole.items():
+        assert torch.equal(resumed[key], both[key])
+        torch.testing.assert_close(both[key], weight, rtol=0, atol=1e-4)  # Adam makes much of little gradients
+    assert any(not torch.equal(weight, torch.zeros_like(weight)) for weight in whole.values())
 
 
 def test_changed_text_is_told_from_the_one_that_was_trained_on(run, root, tmp_path):

@@ -23,7 +23,7 @@ from src.training.ema import WeightAverage
 from src.training.fit import make_trainer, make_training_module
 from src.training.module import TrainingModule
 from tests.commands import train
-from tests.configs import compose_config, options, slow_but_for, small, target
+from tests.configs import compose_model, options, slow_but_for, small, target
 from tests.examples import image_data
 
 # --- one counter, of batches -----------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_a_budget_of_steps_replaces_the_one_of_epochs(tmp_path, cache):
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "fp8"])
 def test_a_precision_that_would_break_the_losses_is_refused(tmp_path, precision):
-    arguments = build(compose_config(f"trainer.precision={precision}").trainer)
+    arguments = build(compose_model(f"trainer.precision={precision}").trainer)
     with pytest.raises(UserError, match=f"trainer.precision={precision} is not supported"):
         make_trainer(tmp_path, [], [], **arguments)
 
@@ -80,7 +80,7 @@ def test_progress_bar_ends_where_the_training_ends(tmp_path, max_epochs, max_ste
     progress = EpochProgress(Console(file=StringIO(), force_terminal=True), redraws_per_second=1000.0)
     seen = []
     progress.on_train_batch_end = lambda *_: seen.append(progress._bar.tasks[0].total)
-    settings = build(compose_config().trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "max_steps": max_steps}
+    settings = build(compose_model().trainer) | {"accelerator": "cpu", "max_epochs": max_epochs, "max_steps": max_steps}
     trainer = make_trainer(tmp_path, [progress], [], **settings | {"limit_val_batches": 0})
     trainer.fit(_module("vae", clip=0.01), datamodule=image_data((1, 8, 8), "discrete"))  # three batches an epoch
     assert seen == [total] * total
@@ -138,7 +138,7 @@ def test_buffers_are_copied():
 
 def _module(model: str, clip: float | None = None, **knobs: Any) -> TrainingModule:
     """The driver of a model on tiny made-up images, with plain gradient descent of rate 1."""
-    config = compose_config(f"model={model}", *small(model))
+    config = compose_model(f"model={model}", *small(model))
     network = build_model(config.model, image_data((1, 8, 8), "discrete").spec, model)
     descend = partial(torch.optim.SGD, lr=1.0)
     optimizers = {"generator": descend, "discriminator": descend} if isinstance(network, Adversarial) else descend
@@ -146,7 +146,7 @@ def _module(model: str, clip: float | None = None, **knobs: Any) -> TrainingModu
 
 
 def _fit(module: TrainingModule, folder: Path, num_steps: int) -> None:
-    settings = build(compose_config().trainer) | {"accelerator": "cpu", "max_epochs": None, "max_steps": num_steps}
+    settings = build(compose_model().trainer) | {"accelerator": "cpu", "max_epochs": None, "max_steps": num_steps}
     trainer = make_trainer(folder, [], [], **settings | {"limit_val_batches": 0})
     trainer.fit(module, datamodule=image_data((1, 8, 8), "discrete"))
 
@@ -204,7 +204,7 @@ def test_training_goes_on_with_the_raw_weights_after_the_block(tmp_path):
 GANS = [name for name in options("model") if hasattr(target("model", name), "players")]
 
 
-@pytest.mark.parametrize("model", slow_but_for(GANS, few=("gan", "cgan", "dcgan")))
+@pytest.mark.parametrize("model", slow_but_for(GANS, few=("cgan", "dcgan")))
 def test_evaluation_and_sampling_load_the_averaged_generator(trained, model):
     run = trained(model).run
     state = _checkpoint(run.path)["state_dict"]
@@ -255,7 +255,7 @@ def _weights(network: nn.Module) -> torch.Tensor:
 # --- the light evaluation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["gan", "cgan"])
+@pytest.mark.parametrize("model", slow_but_for(["gan", "cgan"], few=["cgan"]))
 def test_a_light_evaluation_leaves_the_global_generator_alone(model, trained):
     """The training's dropout and shuffling would otherwise go another way for having been looked at."""
     config = trained(model).run.config()
@@ -281,13 +281,13 @@ def test_a_training_is_the_same_with_and_without_light_evaluations(tmp_path, cac
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("metrics", ["[]", "null"])
-def test_no_metrics_turn_the_light_evaluation_off(metrics, cache, tmp_path, monkeypatch):
+def test_no_metrics_turn_the_light_evaluation_off(cache, tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr("src.experiment.light_measure", lambda *_: lambda *asked: measured.append(asked) or ({}, {}, []))
-    settings = ("model=gan", "metric=[fd]", "trainer.max_steps=20", "callback.light_evaluation.every_n_validations=1")
-    train(tmp_path / "off", cache, *settings, f"callback.light_evaluation.metrics={metrics}")
-    assert measured == []
+    settings = ("model=gan", "metric=[]", "trainer.max_steps=20", "callback.light_evaluation.every_n_validations=1")
+    for name, off in (("empty", "[]"), ("null", "null")):
+        train(tmp_path / name, cache, *settings, f"callback.light_evaluation.metrics={off}")
+        assert measured == []
     train(tmp_path / "on", cache, *settings)
     assert len(measured) == 2
 

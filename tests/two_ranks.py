@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,6 +20,8 @@ from torch import Tensor
 from src.build import build
 from src.core.collectives import broadcast_from_first, num_ranks, own_rank
 from src.core.rng import Noise, StreamNoise
+from src.core.sound import MU_LAW, Sound, to_pcm
+from src.core.spec import DISCRETE, DataSpec, Values
 from src.data.arrays import Arrays, Split
 from src.data.loading import ArrayData
 from src.evaluation.protocol import Drawn, draw_together
@@ -28,7 +31,8 @@ from src.training.callbacks.checkpoint import LastAndBest
 from src.training.fit import make_trainer, make_training_module
 from src.training.meter import NonFiniteLossError
 from src.training.module import TrainingModule
-from tests.configs import compose_config
+from tests.composition import remember_compositions
+from tests.configs import compose_model
 
 NUM_STEPS = 20  # of ten to an epoch
 GLOBAL_BATCH = 128
@@ -45,11 +49,29 @@ SAME = {  # what must be the same on two devices as on one: batches to an update
     "gmm": (1, ["model=gmm", "model.num_components=4"]),
     "gmm by minibatches": (1, ["model=gmm", "model.num_components=4", "model.minibatch=true"]),
     "gmm of classes": (1, ["model=gmm", "model.num_components=4", "model.conditional=true"]),
+    "transformer": (
+        1,
+        [
+            "model=transformer",
+            "data=text_file",
+            "data.path=TEXT",
+            "data.context=8",
+            "network.num_layers=1",
+            "network.num_heads=2",
+            "network.width=16",
+            "+optim.eps=1e-4",
+            "training.schedule.examples=2560.0",
+        ],
+    ),
     "gan with two critics in rounds": (
         2,
         [*STEADY_GAN, "training.n_critic=2", "training.gradient_clip_norm=0.5"],
     ),
 }
+SMALL_WAVENET = (
+    "model=wavenet", "model.window=32", "model.context=8", "model.num_windows=2", "network.width=8", "network.skip_width=8",
+    "network.num_layers=3", "network.num_stacks=1", "optim.eps=1e-4",
+)  # fmt: skip
 SMALL_DCGAN = ("model=dcgan", "generator.width=8", "discriminator.width=8")
 CUT = 13
 
@@ -135,9 +157,9 @@ class BreakAfter(L.Callback):
 
 
 def configured(*overrides: str) -> DictConfig:
-    """`compose_config`, but quicker: groups are composed, once; values are set in a copy."""
-    groups = ("model=", "trainer=", "adversarial_loss=", "penalty=")
-    config = compose_config(*(line for line in overrides if line.startswith(groups)))
+    """`compose_model`, but quicker: groups are composed, once; values are set in a copy."""
+    groups = ("model=", "data=", "trainer=", "adversarial_loss=", "penalty=")
+    config = compose_model(*(line for line in overrides if line.startswith(groups)))
     values = OmegaConf.from_dotlist([line.lstrip("+") for line in overrides if not line.startswith(groups)])
     with open_dict(config):
         return cast("DictConfig", OmegaConf.merge(config, values))
@@ -152,6 +174,7 @@ def fit(
     max_steps: int | None = NUM_STEPS,
 ) -> tuple[TrainingModule, Rows]:
     """A short training on the digits, or on `data`, on as many devices as there are processes; steps are updates."""
+    overrides = tuple(line.replace("=TEXT", f"={_text(cache)}") for line in overrides)
     config = configured(
         "trainer=ddp" if NUM_RANKS > 1 else "trainer=default", "trainer.accelerator=cpu", f"trainer.devices={NUM_RANKS}",
         "trainer.val_every_n_epochs=1", "training.log_every_n_steps=1", "loader.num_workers=0",
@@ -170,6 +193,17 @@ def fit(
     trainer = make_trainer(default_root_dir=cache, callbacks=[*callbacks, Quiet()], logger=[rows], **build(config.trainer))
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return module, rows
+
+
+def _text(cache: Path) -> Path:
+    """A text of ten batches of windows of eight, and what is held out."""
+    file = cache / "of_two_ranks.txt"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+        unfinished.write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(550)))
+        unfinished.rename(file)
+    return file
 
 
 def few_held_out(cache: Path) -> ArrayData:
@@ -226,6 +260,23 @@ def few(cache: Path) -> dict[str, Any]:
     return outcome(*fit(cache, "model=vae", data=few_held_out(cache), callbacks=(noise,)))
 
 
+def sounds() -> ArrayData:
+    """Short clips of noise in mu-law, a quarter of each padded."""
+    sound = Sound(4000, 64, MU_LAW, n_fft=16, hop=8, num_mels=4, log_low=-16.0, log_high=2.0)
+    spec = DataSpec("noise", "tokens", (64,), Values(DISCRETE, 0.0, 255.0, 256), ("a", "b"), sound=sound)
+    x = to_pcm(0.3 * StreamNoise(2).normal((10 * GLOBAL_BATCH, 64), torch.zeros(())))
+    x[:, 48:] = 0
+    clips = Split(x.numpy(), np.arange(len(x)) % 2)
+    arrays = Arrays(spec, None, {"train": clips, "val": Split(clips.x[:60], clips.y[:60])}, "noise")
+    return ArrayData(arrays, GLOBAL_BATCH // NUM_RANKS, eval_batch_size=50, num_workers=0, seed=0)
+
+
+def of_sounds(cache: Path) -> dict[str, Any]:
+    """A training on stretches of clips, of which each process has its share."""
+    noise = UseNoise(Share(NUM_RANKS, [RANK]))
+    return outcome(*fit(cache, *SMALL_WAVENET, data=sounds(), callbacks=(noise,)))
+
+
 def outcome(module: TrainingModule, rows: Rows) -> dict[str, Any]:
     return {"state": module.state_dict(), "rows": rows.rows, "step": module.step, "examples": module.examples_seen}
 
@@ -245,6 +296,7 @@ def main(folder: Path, cache: Path) -> None:
     found["resumed"] = outcome(*fit(cache, *SMALL_DCGAN, resume=cut))
 
     found["few held out"] = few(cache)
+    found["of sounds"] = of_sounds(cache)
     try:
         fit(cache, "model=gan", callbacks=(BreakAfter(3),))
     except NonFiniteLossError as error:
@@ -258,6 +310,7 @@ def main(folder: Path, cache: Path) -> None:
 
 
 if __name__ == "__main__":
+    remember_compositions()
     second = os.fork()  # it has imported all that takes seconds, too
     RANK = int(second == 0)
     os.environ["LOCAL_RANK"] = str(RANK)

@@ -1,12 +1,16 @@
 """Folders with weights that were trained elsewhere, as Hugging Face's `save_pretrained` writes them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
 
-__all__ = ["gpt2_config"]
+__all__ = ["MARKS", "gpt2_config", "weights_sha256"]
+
+MARKS = ("bos_token_id", "eos_token_id")  # tokens that stand for the beginning and the end of a text
+_KINDS = ("*.safetensors", "*.bin")  # of files of weights; what transformers prefers comes first
 
 # what the network is; the rest of such a file is of training, of sampling or of the tool that wrote it
 _OF_NETWORK = (
@@ -22,6 +26,7 @@ _OF_NETWORK = (
     "scale_attn_by_inverse_layer_idx",
     "reorder_and_upcast_attn",
     "tie_word_embeddings",
+    *MARKS,
 )
 
 
@@ -44,3 +49,16 @@ def gpt2_config(folder: str) -> dict[str, Any]:
         kind = found.get("model_type") if isinstance(found, dict) else None
         raise UserError(f"network.weights={folder} holds weights of {kind or 'no known architecture'}; only gpt2 is known")
     return {key: found[key] for key in _OF_NETWORK if key in found}
+
+
+def weights_sha256(folder: str) -> str | None:
+    """SHA-256 of the files of weights in a folder, in the order of their names; None if there are none."""
+    for kind in _KINDS:
+        files = sorted(Path(folder).glob(kind))
+        if files:
+            digest = hashlib.sha256()
+            for file in files:
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            return digest.hexdigest()
+    return None

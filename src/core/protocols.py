@@ -44,6 +44,7 @@ __all__ = [
     "NeedsPreparation",
     "PredictsTokens",
     "ScoresPart",
+    "ScoresTokens",
     "StartsFromWeights",
     "Styled",
     "Terms",
@@ -289,6 +290,16 @@ class PredictsTokens(Protocol):
 
 
 @runtime_checkable
+class ScoresTokens(Protocol):
+    """Gives every token of a whole example its share of the example's likelihood."""
+
+    def token_log_probs(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """log p(x_t | x_0 .. x_{t-1}) of all tokens `(B, T)`, the first included, `(B, T)` in nats; exact. Their sum is
+        the likelihood of the example."""
+        ...
+
+
+@runtime_checkable
 class CanContinue(Protocol):
     """Draws tokens that follow given ones."""
 
@@ -325,6 +336,11 @@ class NextTokenNetwork(Protocol):
     """
 
     max_length: int | None  # the longest input; None for any length
+    num_tokens: int  # V
+
+    def state_size(self, length: int) -> int:
+        """How many numbers the state of one row holds after so many tokens, about; 0 if it is small whatever they are."""
+        ...
 
     def __call__(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` of the token after each of `(B, T)` int64; the condition is `(B, C)` features or None."""

@@ -33,6 +33,7 @@ __all__ = [
     "MU_LAW",
     "MU_LAW_LEVELS",
     "REPRESENTATIONS",
+    "SILENCE",
     "WAVEFORM",
     "Sound",
     "from_pcm",
@@ -43,6 +44,7 @@ __all__ = [
     "mel_to_waveform",
     "mu_law_decode",
     "mu_law_encode",
+    "recorded_lengths",
     "spectrogram",
     "to_pcm",
     "to_waveform",
@@ -51,6 +53,7 @@ __all__ = [
 WAVEFORM, MU_LAW, LOG_MEL = "waveform", "mu_law", "log_mel"
 REPRESENTATIONS = (WAVEFORM, MU_LAW, LOG_MEL)
 MU_LAW_LEVELS = 256
+SILENCE = 128  # the level that an amplitude of 0 becomes
 
 _MU = MU_LAW_LEVELS - 1
 _PCM_SCALE = 32768  # of 16-bit integers
@@ -137,7 +140,8 @@ def mu_law_encode(x: Tensor) -> Tensor:
 
         round((sign(x) ln(1 + 255 |x|) / ln 256 + 1) / 2 * 255)
 
-    What is beyond 1 is clamped. 0 is between two levels, and becomes 128.
+    What is beyond 1 is clamped. An even number of levels has none for 0, which is between two of them and becomes 128
+    (`SILENCE`), as all amplitudes from 0 to 1.7e-4.
     """
     x = x.clamp(-1, 1)
     squashed = x.sign() * torch.log1p(_MU * x.abs()) / math.log1p(_MU)
@@ -145,9 +149,21 @@ def mu_law_encode(x: Tensor) -> Tensor:
 
 
 def mu_law_decode(levels: Tensor) -> Tensor:
-    """Levels 0 .. 255 to amplitudes in [-1, 1], float32, same shape: the amplitude whose logarithm is the level's."""
+    """Levels 0 .. 255 to amplitudes in [-1, 1], float32, same shape: the amplitude whose logarithm is the level's.
+
+    So 128 becomes 8.6e-5 and not 0, as with torchaudio's `mu_law_decoding`; `to_waveform` hears it as silence.
+    """
     squashed = 2 * levels.float() / _MU - 1
     return squashed.sign() * torch.expm1(squashed.abs() * math.log1p(_MU)) / _MU
+
+
+def recorded_lengths(levels: Tensor) -> Tensor:
+    """How many samples of clips `(B, T)` in mu-law there are up to the last that is not silence, `(B,)` int64.
+
+    What is behind them is what a clip was padded with, and what cannot be told from it: samples below 1.7e-4.
+    """
+    place = torch.arange(1, levels.shape[1] + 1, device=levels.device)
+    return ((levels != SILENCE) * place).amax(1)
 
 
 def to_pcm(waveform: Tensor) -> Tensor:
@@ -215,11 +231,14 @@ def log_mel(waveform: Tensor, sound: Sound) -> Tensor:
     return (2 * (logarithm - sound.log_low) / (sound.log_high - sound.log_low) - 1).clamp(-1, 1)[:, None]
 
 
-def griffin_lim(magnitude: Tensor, n_fft: int, hop: int, length: int, iterations: int = _ITERATIONS) -> Tensor:
+def griffin_lim(
+    magnitude: Tensor, n_fft: int, hop: int, length: int, iterations: int = _ITERATIONS, momentum: float = _MOMENTUM
+) -> Tensor:
     """Clips `(B, length)` whose spectrograms have about these magnitudes `(B, n_fft // 2 + 1, 1 + length // hop)`.
 
     Phases, at random in the beginning and the same ones for every clip, are again and again replaced by those of the
-    nearest spectrogram that belongs to a sound, with a momentum of 0.99 (Perraudin et al. 2013).
+    nearest spectrogram that belongs to a sound. Without momentum no iteration makes the distance of both magnitudes larger
+    (Griffin, Lim 1984); with one of 0.99 it gets smaller sooner, as a rule (Perraudin et al. 2013).
     """
     window = torch.hann_window(n_fft, dtype=magnitude.dtype, device=magnitude.device)
 
@@ -231,7 +250,7 @@ def griffin_lim(magnitude: Tensor, n_fft: int, hop: int, length: int, iterations
     before = torch.zeros_like(phase)
     for _ in range(iterations):
         rebuilt = spectrogram(sound_of(magnitude * phase), n_fft, hop)
-        ahead = rebuilt - before * (_MOMENTUM / (1 + _MOMENTUM))
+        ahead = rebuilt - before * (momentum / (1 + momentum))
         phase = ahead / ahead.abs().clamp(min=_TINY)
         before = rebuilt
     return sound_of(magnitude * phase)
@@ -258,11 +277,14 @@ def _nonnegative_least_squares(a: Tensor, y: Tensor) -> Tensor:
 
 
 def to_waveform(x: Tensor, sound: Sound) -> Tensor:
-    """Examples `(B, *sound.shape)` in data units to the clips that they are heard as, `(B, T)` float32 in [-1, 1]."""
+    """Examples `(B, *sound.shape)` in data units to the clips that they are heard as, `(B, T)` float32 in [-1, 1].
+
+    The level of silence is heard as 0: a constant 8.6e-5 would be a sound wherever the logarithm of a power is taken.
+    """
     if sound.representation == WAVEFORM:
         return x[:, 0].float().clamp(-1, 1)
     if sound.representation == MU_LAW:
-        return mu_law_decode(x)
+        return mu_law_decode(x).masked_fill(x == SILENCE, 0.0)
     return mel_to_waveform(x.float(), sound).clamp(-1, 1)
 
 

@@ -8,6 +8,7 @@ References:
     Nguyen et al. 2024, "Turning up the heat: min-p sampling", arXiv:2407.01082.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from src.core.errors import UserError, require_at_least
 
-__all__ = ["MAX_TOKENS", "TokenChoice", "Tokenizer"]
+__all__ = ["MAX_TOKENS", "TokenChoice", "Tokenizer", "hash_of_texts"]
 
 MAX_TOKENS = 65_536  # in a vocabulary: tokens are kept as uint16
 
@@ -31,6 +32,11 @@ class Tokenizer(Protocol):
         """What its tokens are, for logs and cards: "characters", "bytes", "byte pairs"."""
         ...
 
+    @property
+    def vocabulary(self) -> str:
+        """How many tokens of what kind, and a hash of which one has which number: "65 characters, 3f2a91c0b1d2"."""
+        ...
+
     def encode(self, text: str) -> Tensor:
         """The tokens `(T,)` int64 of a text. Raises `UserError` for a character that it does not know, and names it."""
         ...
@@ -42,6 +48,14 @@ class Tokenizer(Protocol):
     def to_json(self) -> str:
         """All that it is, as JSON; `src.data.tokenizers.read_tokenizer` is the inverse."""
         ...
+
+
+def hash_of_texts(*texts: str) -> str:
+    """SHA-256 of some texts in UTF-8, in this order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Arrays:
         density: what the examples were drawn from, if it is known.
         stack: how the examples are made of smaller images, if they are.
         tokenizer: what the tokens of texts mean, if the examples are some.
+        text_sha256: hash of the training text and the test text as characters, whatever their tokens are, where it is kept.
     """
 
     spec: DataSpec
@@ -87,6 +88,7 @@ class Arrays:
     density: Density | None = None
     stack: Stack | None = None
     tokenizer: Tokenizer | None = None
+    text_sha256: str | None = None
 
     @property
     def streams(self) -> dict[str, np.ndarray]:

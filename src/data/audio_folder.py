@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import re
+import struct
 import wave
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ PCM_LEVELS = 65536
 _SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 _MIN_FILES = 10
 _PCM_SCALE = 32768
+_FILTER_REACH = 10  # of scipy's `resample_poly`: samples before and behind, at the lower of both rates
+_UNKNOWN_LENGTH = 0x7FFF0000  # and above: what is written where sound is not stored but streamed
 
 _MODALITIES = {WAVEFORM: "audio", MU_LAW: "tokens", LOG_MEL: "image"}
 _VALUES = {
@@ -220,8 +223,8 @@ def _write(folder: Path, part: str, files: list[Path], y: np.ndarray | None, sou
 
 
 def _clip(file: Path, sound: Sound, notes: _Notes) -> np.ndarray:
-    """A file as `(t,)` int16 at the rate of the data, t at most its length."""
-    x, rate, coding = _read(file)
+    """The beginning of a file as `(t,)` int16 at the rate of the data, t at most its length."""
+    x, rate, coding = _read(file, sound)
     if x.shape[1] > 1:
         notes.add("several channels, averaged to one", file)
     if "24" in coding or "32" in coding or "FLOAT" in coding or "DOUBLE" in coding:
@@ -232,7 +235,7 @@ def _clip(file: Path, sound: Sound, notes: _Notes) -> np.ndarray:
     if not len(mono):
         raise UserError(f"{file} holds no samples; remove it")
     if not mono.any():
-        notes.add("silent from beginning to end, kept", file)
+        notes.add("silent as far as it is used, kept", file)
     if rate != sound.sample_rate:
         notes.add(f"resampled from {rate:,} Hz to {sound.sample_rate:,} Hz", file)
         mono = _resampled(mono, rate, sound.sample_rate)
@@ -246,20 +249,28 @@ def _clip(file: Path, sound: Sound, notes: _Notes) -> np.ndarray:
     return np.clip(np.round(mono * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1).astype(np.int16)
 
 
-def _read(file: Path) -> tuple[np.ndarray, int, str]:
-    """Samples `(t, channels)` float64 in [-1, 1], their rate in Hz, and how they are coded."""
+def _read(file: Path, sound: Sound) -> tuple[np.ndarray, int, str]:
+    """Samples `(t, channels)` float64 in [-1, 1], their rate in Hz, and how they are coded; of a long file no more than a
+    clip is made of."""
+    _require_whole(file)
     try:
         import soundfile
     except (ImportError, OSError):  # the latter if it finds no libsndfile
-        return _read_plain_wav(file)
+        return _read_plain_wav(file, sound)
     try:
         with soundfile.SoundFile(file) as stream:
-            return stream.read(dtype="float64", always_2d=True), stream.samplerate, stream.subtype
+            wanted = _needed(stream.samplerate, sound)
+            x = stream.read(wanted, dtype="float64", always_2d=True)
+            if stream.format == "FLAC" and len(x) < min(wanted, stream.frames):
+                raise _cut_off(file, f"{stream.frames - len(x):,} of its {stream.frames:,} samples")
+            return x, stream.samplerate, stream.subtype
     except (RuntimeError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{file} is not a readable sound file ({error}); mend or remove it") from error
 
 
-def _read_plain_wav(file: Path) -> tuple[np.ndarray, int, str]:
+def _read_plain_wav(file: Path, sound: Sound) -> tuple[np.ndarray, int, str]:
     """The same of the one format that needs no library: WAV of 16-bit integers."""
     needed = "to read it, install the extra `audio` (make extra EXTRA=audio)"
     if file.suffix.lower() != ".wav":
@@ -268,7 +279,7 @@ def _read_plain_wav(file: Path) -> tuple[np.ndarray, int, str]:
         with wave.open(str(file), "rb") as stream:
             if stream.getsampwidth() != 2:
                 raise UserError(f"{file} has samples of {8 * stream.getsampwidth()} bits; {needed}")
-            content = stream.readframes(stream.getnframes())
+            content = stream.readframes(min(stream.getnframes(), _needed(stream.getframerate(), sound)))
             samples = np.frombuffer(content, "<i2").reshape(-1, stream.getnchannels())
             return samples / _PCM_SCALE, stream.getframerate(), "PCM_16"
     except (wave.Error, EOFError, OSError, ValueError) as error:
@@ -277,12 +288,45 @@ def _read_plain_wav(file: Path) -> tuple[np.ndarray, int, str]:
         raise UserError(f"{file} is not a readable WAV file of 16-bit integers ({error}); {needed}") from error
 
 
+def _needed(rate: int, sound: Sound) -> int:
+    """Samples of a file at some rate that its clip depends on, and one more, to see whether the file is longer."""
+    up, down = _ratio(rate, sound.sample_rate)
+    reach = -(-_FILTER_REACH * max(up, down) // up) if up != down else 0
+    return -(-sound.length * down // up) + reach + 1
+
+
+def _require_whole(file: Path) -> None:
+    """Raise `UserError` if a WAV or AIFF file ends before the end of its samples: libraries read what is left, and say
+    nothing."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        form = stream.read(12)
+        order, wanted = {b"RIFF": ("<", b"data"), b"FORM": (">", b"SSND")}.get(form[:4], ("", b""))
+        while order and len(head := stream.read(8)) == 8:
+            name, length = struct.unpack(f"{order}4sI", head)
+            if name == wanted:
+                missing = stream.tell() + length - size
+                if missing > 0 and length < _UNKNOWN_LENGTH:
+                    raise _cut_off(file, f"{missing:,} of the {length:,} bytes of its samples")
+                return
+            stream.seek(length + length % 2, 1)
+
+
+def _cut_off(file: Path, what: str) -> UserError:
+    return UserError(f"{file} is cut off: {what} are missing; fetch it again or remove it")
+
+
+def _ratio(rate: int, wanted: int) -> tuple[int, int]:
+    """Factors up and down, without a common divisor, that take one rate to another."""
+    divisor = math.gcd(rate, wanted)
+    return wanted // divisor, rate // divisor
+
+
 def _resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """Samples `(t,)` at another rate, `(ceil(t wanted / rate),)`, by a polyphase low-pass filter."""
     from scipy.signal import resample_poly  # slow to import, and rarely needed
 
-    divisor = math.gcd(rate, wanted)
-    return resample_poly(x, wanted // divisor, rate // divisor)
+    return resample_poly(x, *_ratio(rate, wanted))
 
 
 def _find(path: str) -> list[Path]:

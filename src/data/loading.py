@@ -62,7 +62,7 @@ class ArrayData(L.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         per_update = getattr(module, "accumulate_batches", 1)  # a module that accumulates gradients has it
         num_examples = len(self.arrays.splits["train"])
-        batch_size = min(self.batch_size, num_examples // (world_size * per_update))
+        batch_size = self.training_batch_size(world_size, per_update)
         if batch_size == 0:
             raise UserError(
                 f"data={self.spec.name} has {num_examples} training examples, fewer than one for each of {world_size} "
@@ -74,6 +74,10 @@ class ArrayData(L.LightningDataModule):
             self._place = None
         self._train_sampler = sampler
         return self._loader("train", sampler)
+
+    def training_batch_size(self, world_size: int, per_update: int) -> int:
+        """Examples in a training batch of each device: `batch_size`, or fewer where the data are too few for that."""
+        return min(self.batch_size, len(self.arrays.splits["train"]) // (world_size * per_update))
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training data, for a checkpoint: what was trained on, whatever workers have gathered ahead."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.spec import DISCRETE, DataSpec, Values
-from src.core.tokens import MAX_TOKENS, Tokenizer
+from src.core.tokens import MAX_TOKENS, Tokenizer, hash_of_texts
 from src.data.arrays import Arrays, Split, damaged, fingerprint_of, prepared_folder
 from src.data.token_windows import TokenWindows
 from src.data.tokenizers import TokenizerMaker, read_tokenizer
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _SHAKESPEARE_MD5 = "6fb458f1232090904fb40fe944165e91"
 _TOKENIZER = "tokenizer.json"
+_HASH = "text.sha256"
 
 
 def shakespeare(
@@ -107,8 +108,9 @@ def _prepare(
         _require_vocabulary(tokenizer, path)
         for split, text in parts.items():
             if text or split != "val":
-                np.save(folder / f"{split}_x.npy", tokenizer.encode(text).numpy().astype(np.uint16))
+                np.save(folder / f"{split}_x.npy", _encoded(tokenizer, text, path).astype(np.uint16))
         (folder / _TOKENIZER).write_text(tokenizer.to_json())
+        (folder / _HASH).write_text(hash_of_texts(parts["train"], parts["test"]))
         return ()
 
     folder = prepared_folder(name, cache, source, make)
@@ -116,6 +118,9 @@ def _prepare(
         sums = json.loads((folder / "meta.json").read_text())["sha256"]
         described = (folder / _TOKENIZER).read_text()
         tokenizer = read_tokenizer(described)
+        text_sha256 = (
+            (folder / _HASH).read_text() if (folder / _HASH).exists() else None
+        )  # one of an older version has none
         streams = {split: np.load(folder / f"{split}_x.npy", mmap_mode="r") for split in _splits(val_share)}
     except (OSError, ValueError, KeyError) as error:
         raise damaged(folder, error) from error
@@ -131,7 +136,14 @@ def _prepare(
     values = Values(DISCRETE, low=0, high=levels - 1, levels=levels)
     spec = DataSpec(name, "tokens", (context + 1,), values, tokenizer=described)
     sums = sums | {_TOKENIZER: hashlib.sha256(described.encode()).hexdigest()}
-    return Arrays(spec, levels, splits, fingerprint_of(sums), tokenizer=tokenizer)
+    return Arrays(spec, levels, splits, fingerprint_of(sums), tokenizer=tokenizer, text_sha256=text_sha256)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, path: str) -> np.ndarray:
+    try:
+        return tokenizer.encode(text).numpy()
+    except UserError as error:
+        raise UserError(f"{path} cannot be cut into tokens: {error}") from error
 
 
 def _splits(val_share: float) -> tuple[str, ...]:

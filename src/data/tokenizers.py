@@ -1,7 +1,8 @@
 """Tokenizers: characters, bytes, byte pairs learned from the data, and those of a folder of weights.
 
 What a config names is a maker, which sees the text once; what it makes does not change any more, goes with the prepared
-data and, as JSON, with every run. Byte pairs go through the library `tokenizers`, which is only needed for them.
+data and, as JSON, with every run. Byte pairs go through the library `tokenizers`, which is only needed for them. What a
+tokenizer cannot give back to the letter it refuses: nats of a text that was changed are no nats of the text.
 
 References:
     Sennrich, Haddow, Birch 2016, "Neural machine translation of rare words with subword units", arXiv:1508.07909: byte
@@ -27,12 +28,14 @@ from src.core.tokens import MAX_TOKENS, Tokenizer
 
 __all__ = [
     "BytePairTokenizer", "BytePairs", "ByteTokenizer", "Bytes", "CharacterTokenizer", "Characters", "Pretrained",
-    "TokenizerMaker", "read_tokenizer", "stop_at",
+    "TokenizerMaker", "holds_tokenizer", "read_tokenizer", "stop_at",
 ]  # fmt: skip
 
 _AT_A_TIME = 2**20  # characters that are cut into byte pairs in one call, about: it takes a hundred times their memory
 _SINGLE_BREAK = re.compile(r"(?<=\S\n)(?=\S)")  # where GPT-2's words end whatever comes before and after
 _NUM_BYTES = 256
+_THEIRS, _OURS = "tokenizer.json", "tokens.json"  # in a folder of weights
+_PAIRS = "byte pairs"
 
 
 class TokenizerMaker(ABC):
@@ -62,6 +65,10 @@ class CharacterTokenizer:
     def __init__(self, characters: str) -> None:
         self._characters = np.array([ord(character) for character in characters], dtype=np.uint32)
         self.num_tokens = len(characters)
+
+    @property
+    def vocabulary(self) -> str:
+        return _vocabulary(self, self.to_json())
 
     def encode(self, text: str) -> Tensor:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -104,6 +111,10 @@ class ByteTokenizer:
     in_words = "bytes"
     num_tokens = _NUM_BYTES
 
+    @property
+    def vocabulary(self) -> str:
+        return _vocabulary(self, self.to_json())
+
     def encode(self, text: str) -> Tensor:
         return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64))
 
@@ -131,7 +142,7 @@ class BytePairTokenizer:
     """Byte pairs over bytes, as GPT-2 has them: any text, and nothing added to it.
 
     Args:
-        described: the tokenizer as the library `tokenizers` writes it.
+        described: the tokenizer as the library `tokenizers` writes it. One of another kind will do if it loses nothing.
     """
 
     in_words = "byte pairs"
@@ -141,27 +152,53 @@ class BytePairTokenizer:
         self._tokenizer = _library().Tokenizer.from_str(described)
         self.num_tokens = self._tokenizer.get_vocab_size()
 
+    @property
+    def vocabulary(self) -> str:
+        numbered = sorted((number, token) for token, number in self._tokenizer.get_vocab().items())
+        return _vocabulary(self, json.dumps(numbered))
+
     def encode(self, text: str) -> Tensor:
-        """A long text in parts, cut where no token reaches across."""
+        """A long text in parts, cut where no token reaches across. Raises `UserError` if they do not give it back."""
         parts, start = [], 0
         while start < len(text):
             cut = _SINGLE_BREAK.search(text, start + _AT_A_TIME)
             end = len(text) if cut is None else cut.start()
             parts.append(self._tokenizer.encode(text[start:end], add_special_tokens=False).ids)
+            self._require_same(text[start:end], self._decoded(parts[-1]))
             start = end
         return torch.cat([torch.tensor(part, dtype=torch.int64) for part in [*parts, []]])
 
     def decode(self, tokens: Tensor) -> str:
-        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return self._decoded(tokens.tolist())
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
+
+    @staticmethod
+    def _require_same(text: str, again: str) -> None:
+        if text == again:
+            return
+        place = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), min(len(text), len(again)))
+        was, became = (some[max(0, place - 10) : place + 10] for some in (text, again))
+        raise UserError(
+            f"the tokenizer changes the text, {was!r} becomes {became!r}, so a likelihood would not be that of the text; "
+            "choose one that loses nothing, as that of GPT-2, tokenizer=bpe or tokenizer=byte"
+        )
 
     def to_json(self) -> str:
-        return json.dumps({"kind": "byte pairs", "tokenizer": self._described})
+        return json.dumps({"kind": _PAIRS, "tokenizer": self._described})
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write it as a fast tokenizer of `transformers`, which must be installed."""
+    def save_pretrained(self, folder: Path, marks: dict[str, int | None]) -> None:
+        """Write it as a fast tokenizer of `transformers`, which must be installed.
+
+        Args:
+            folder: for its files.
+            marks: the numbers of tokens that mean something, as "eos_token"; None for those that there are not.
+        """
         from transformers import PreTrainedTokenizerFast
 
-        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer).save_pretrained(folder)
+        tokens = {name: self._tokenizer.id_to_token(number) for name, number in marks.items() if number is not None}
+        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, **tokens).save_pretrained(folder)
 
 
 class BytePairs(TokenizerMaker):
@@ -195,31 +232,57 @@ class BytePairs(TokenizerMaker):
 
 
 class Pretrained(TokenizerMaker):
-    """The byte pairs of a local folder of weights, as `transformers` saves them: its tokenizer.json.
+    """The tokenizer of a local folder of weights: tokenizer.json, as `transformers` saves byte pairs, or our tokens.json.
 
     Args:
-        path: the folder, or the file.
+        path: the folder, or the file; or the spec.json of a run, which keeps the tokenizer of its data.
     """
 
     def __init__(self, path: str) -> None:
         given = Path(path)
-        self._file = given / "tokenizer.json" if given.is_dir() else given
-        if not self._file.is_file():
+        files = [given / name for name in (_THEIRS, _OURS)] if given.is_dir() else [given]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
             raise UserError(
-                f"tokenizer.path={path} holds no tokenizer.json; give a folder that transformers' save_pretrained has "
+                f"tokenizer.path={path} holds no {_THEIRS}; give a folder that transformers' save_pretrained has "
                 "written a fast tokenizer to"
             )
+        self._file: Path = found
 
-    def make(self, whole: str, training: str) -> BytePairTokenizer:
+    def make(self, whole: str, training: str) -> Tokenizer:
         try:
-            return BytePairTokenizer(self._file.read_text(encoding="utf-8"))
+            return read_tokenizer(self._described())
         except UserError:
             raise
         except Exception as error:  # the library raises plain exceptions
             raise UserError(f"{self._file} cannot be read as a tokenizer ({error}); set tokenizer.path=") from error
 
     def source(self) -> dict[str, Any]:
-        return {"kind": "pretrained", "sha256": hashlib.sha256(self._file.read_bytes()).hexdigest()}
+        """The same of one tokenizer, whichever file it is read from."""
+        try:
+            plain = json.loads(described := self._described())
+        except (ValueError, UserError):
+            plain, described = {}, self._file.read_bytes().hex()  # `make` says what is wrong with it
+        whole = plain["tokenizer"] if plain.get("kind") == _PAIRS else described
+        return {"kind": "pretrained", "sha256": hashlib.sha256(whole.encode()).hexdigest()}
+
+    def _described(self) -> str:
+        """As a `to_json` has it, whatever the file is."""
+        try:
+            text = self._file.read_bytes().decode()
+            plain = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._file} cannot be read as a tokenizer ({error}); set tokenizer.path=") from error
+        if isinstance(plain, dict) and "kind" in plain:
+            return text
+        if isinstance(plain, dict) and isinstance(plain.get("tokenizer"), str):
+            return plain["tokenizer"]
+        return json.dumps({"kind": _PAIRS, "tokenizer": text})
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether `Pretrained` finds a tokenizer in a folder."""
+    return any((folder / name).is_file() for name in (_THEIRS, _OURS))
 
 
 def _library() -> Any:
@@ -245,11 +308,15 @@ def read_tokenizer(described: str) -> Tokenizer:
             return CharacterTokenizer(plain["characters"])
         if kind == "bytes":
             return ByteTokenizer()
-        if kind == "byte pairs":
+        if kind == _PAIRS:
             return BytePairTokenizer(plain["tokenizer"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the description of a tokenizer is damaged ({type(error).__name__}: {error})") from error
     raise UserError(f"a tokenizer of the kind {kind} is not known; allowed: characters, bytes, byte pairs")
+
+
+def _vocabulary(tokenizer: Tokenizer, what: str) -> str:
+    return f"{tokenizer.num_tokens:,} {tokenizer.in_words}, {hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
 
 def stop_at(tokenizer: Tokenizer, text: str) -> Callable[[Tensor], Tensor]:

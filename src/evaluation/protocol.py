@@ -202,7 +202,8 @@ def _text(data: ArrayData) -> Text | None:
     if arrays.tokenizer is None or not streams:
         return None
     identity = {"fingerprint": arrays.fingerprint, "tokenizer": arrays.tokenizer.in_words}
-    return Text(streams["train"], streams["test"], arrays.tokenizer, data.spec.num_dims - 1, identity)
+    context = data.spec.num_dims - 1
+    return Text(streams["train"], streams["test"], arrays.tokenizer, context, identity, arrays.text_sha256)
 
 
 def _num_samples(data: ArrayData, num_samples: int | None) -> int:
@@ -354,7 +355,7 @@ def _round_trips(sound: Sound, held_out: ImageSet) -> dict[str, ImageSet]:
             for clips, labels in held_out.batches():
                 yield to_pcm(ways[name](from_pcm(clips))), labels
 
-        settings = {} if name == MU_LAW else asdict(sound.seen_as(LOG_MEL))
+        settings = {"silence": "0"} if name == MU_LAW else asdict(sound.seen_as(LOG_MEL))
         return ImageSet(batches, held_out.count, lambda: {"of": held_out.identity, "round_trip": name, **settings})
 
     return {name: through(name) for name in ways}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from src.core.errors import NotApplicable
-from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Finding, Measurement, Reading
+from src.metrics.metric import HELD_OUT, NOISE, UNTRAINED, Curve, Finding, Measurement, Reading
 
 __all__ = ["SCHEMA", "absences", "alarms", "findings", "results_table", "scalars", "to_json", "to_markdown", "yardsticks"]
 
@@ -23,7 +23,8 @@ def to_json(results: Results) -> dict[str, Any]:
     {"value", "interval": [low, high] or null, "unit", "better": "lower", "higher", "zero" or null, "parts": {name: x},
      "card": {...the protocol..., "model": {...}, "software": {...}},
      "anchors": {row: {"value", "interval", "count"} or {"not_applicable": why}},
-     "finding": {"words", "alarm": kind or null} or null}
+     "finding": {"words", "alarm": kind or null} or null,
+     "curve": {"of", "places": [...], "rows": {"": [...], row: [...]}}, only where there is something to draw}
     """
     return {"schema": SCHEMA, "metrics": {name: _entry(result) for name, result in results.items()}}
 
@@ -127,7 +128,12 @@ def _entry(result: Measurement | NotApplicable) -> dict[str, Any]:
         "card": result.card,
         "anchors": {name: _anchor(reading) for name, reading in result.anchors.items()},
         "finding": _finding(result.finding),
+        **({} if result.curve is None else {"curve": _curve(result.curve)}),
     }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {"of": curve.of, "places": list(curve.places), "rows": {name: list(row) for name, row in curve.rows.items()}}
 
 
 def _anchor(reading: Reading | NotApplicable) -> dict[str, Any]:

@@ -46,7 +46,8 @@ __all__ = [
     "LogLikelihood",
     "PriorMonteCarlo",
     "TestLoss",
-    "exact_likelihood",
+    "conditions_of_exact",
+    "terms_of_test",
 ]
 
 Of = Callable[[Batch, SampleNoise], Terms]
@@ -57,7 +58,7 @@ class LogLikelihood(Metric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         _refuse_text(inputs)
-        return _likelihood(inputs, _exact, 1.0, "nats", HIGHER, _of_exact(inputs))
+        return _likelihood(inputs, _exact, 1.0, "nats", HIGHER, conditions_of_exact(inputs))
 
 
 class BitsPerDim(Metric):
@@ -65,13 +66,8 @@ class BitsPerDim(Metric):
 
     def measure(self, inputs: Inputs) -> Measurement:
         _refuse_text(inputs)
-        scale, protocol = _bits_per_nat(inputs), _of_exact(inputs)
+        scale, protocol = _bits_per_nat(inputs), conditions_of_exact(inputs)
         return _likelihood(inputs, _exact, scale, "bits/dim", LOWER, protocol)
-
-
-def exact_likelihood(inputs: Inputs, scale: float, unit: str, better: str, protocol: dict[str, Any]) -> Measurement:
-    """Mean exact log likelihood of test examples, times a factor, computed once for all units."""
-    return _likelihood(inputs, _exact, scale, unit, better, _of_exact(inputs) | protocol)
 
 
 class ForwardKL(Metric):
@@ -101,7 +97,7 @@ class ForwardKL(Metric):
         about = {"data_entropy": entropy.nats, "data_entropy_by": entropy.how}
         if entropy.standard_error is not None:
             about["data_entropy_standard_error"] = entropy.standard_error
-        return _mean(inputs, of, 1.0, "nats", LOWER, _of_exact(inputs) | about, inputs.num_likelihood_examples)
+        return _mean(inputs, of, 1.0, "nats", LOWER, conditions_of_exact(inputs) | about, inputs.num_likelihood_examples)
 
 
 class Bound(Metric):
@@ -259,7 +255,7 @@ def _of_what(inputs: Inputs) -> dict[str, Any]:
     return about | {"units": f"the data's own: {inputs.spec.log_scale:.6g} nats less than of standardized values"}
 
 
-def _of_exact(inputs: Inputs) -> dict[str, Any]:
+def conditions_of_exact(inputs: Inputs) -> dict[str, Any]:
     """With the seed if the value may be an estimate: that of a model whose settings are on the card."""
     return _of_what(inputs) | ({"seed": inputs.seed} if isinstance(inputs.model, HasSettings) else {})
 
@@ -309,7 +305,7 @@ def _yardsticks(inputs: Inputs, num_examples: int | None) -> dict[str, tuple[flo
             return {"value": log_prob(batch.x) - inputs.spec.log_scale}
 
         try:
-            values = _terms(inputs, of, num_examples)["value"]
+            values = terms_of_test(inputs, of, num_examples)["value"]
         except NotApplicable as reason:
             rows[name] = reason
         else:
@@ -339,7 +335,7 @@ def _mean(
     kept = inputs.kept.get(kept_as) if kept_as else None
     if kept is None:
         before = _evaluations(inputs)
-        found = _terms(inputs, of, num_examples)
+        found = terms_of_test(inputs, of, num_examples)
         kept = found, _evaluations(inputs) - before
     if kept_as:
         inputs.kept[kept_as] = kept
@@ -365,7 +361,7 @@ def _evaluations(inputs: Inputs) -> int:
 
 
 @torch.no_grad()
-def _terms(inputs: Inputs, of: Of, num_examples: int | None) -> Terms:
+def terms_of_test(inputs: Inputs, of: Of, num_examples: int | None) -> Terms:
     """What `of` gives for test examples, `(N,)` float64 each."""
     collected: dict[str, list[Tensor]] = {}
     start = 0

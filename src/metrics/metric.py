@@ -30,6 +30,7 @@ __all__ = [
     "STANDARDIZED",
     "UNTRAINED",
     "ZERO",
+    "Curve",
     "Finding",
     "Inputs",
     "Measurement",
@@ -78,6 +79,21 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A quantity at several places, of the model and of reference rows, for a picture.
+
+    Args:
+        places: in their order, in words.
+        of: what the places are.
+        rows: a value at each place, by name of the row; "" is the model.
+    """
+
+    places: tuple[str, ...]
+    of: str
+    rows: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One value and what it means.
 
@@ -90,6 +106,7 @@ class Measurement:
         parts: what the value is made of, by name.
         anchors: the same quantity of reference rows, by name, or the reason why it has no value.
         finding: what the value means, if it is more than a number.
+        curve: what there is to be drawn of it, if anything.
     """
 
     value: float
@@ -100,6 +117,7 @@ class Measurement:
     parts: dict[str, float] = field(default_factory=dict)
     anchors: dict[str, Reading | NotApplicable] = field(default_factory=dict)
     finding: Finding | None = None
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from torch import Tensor
 from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import CanReconstruct
 from src.core.rng import SampleNoise, derive_seed
+from src.core.sound import MU_LAW as IN_MU_LAW
 from src.core.sound import (
     Sound,
     from_pcm,
+    from_waveform,
     log_mel,
     mel_to_waveform,
-    mu_law_decode,
-    mu_law_encode,
     spectrogram,
     to_pcm,
     to_waveform,
@@ -67,8 +67,9 @@ def stft_distance(x: Tensor, y: Tensor, n_fft: int, hop: int, floor: float) -> T
 
 def round_trips(sound: Sound) -> dict[str, Callable[[Tensor], Tensor]]:
     """The ways of clips `(B, T)` through a representation and back, by the name of the reference row."""
+    in_mu_law = sound.seen_as(IN_MU_LAW)
     return {
-        MU_LAW: lambda clips: mu_law_decode(mu_law_encode(clips)),
+        MU_LAW: lambda clips: to_waveform(from_waveform(clips, in_mu_law), in_mu_law),
         GRIFFIN_LIM: lambda clips: mel_to_waveform(log_mel(clips, sound), sound),
     }
 

@@ -1,6 +1,5 @@
 """A text in two parts, one to train on and one held out, as metrics see it."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.tokens import Tokenizer
+from src.core.tokens import Tokenizer, hash_of_texts
 
 __all__ = ["Text"]
 
@@ -23,6 +22,7 @@ class Text:
         tokenizer: from tokens to text.
         context: so many tokens a model sees at most before the one that it predicts.
         identity: hash of all of it, as plain JSON types.
+        known_sha256: hash of both texts, where it was kept when they were prepared.
     """
 
     train: np.ndarray
@@ -30,6 +30,7 @@ class Text:
     tokenizer: Tokenizer
     context: int
     identity: Any
+    known_sha256: str | None = None
 
     def tokens(self, split: str) -> Tensor:
         """All tokens of "train" or "test", `(T,)` int64."""
@@ -51,7 +52,4 @@ class Text:
     @cached_property
     def sha256(self) -> str:
         """Hash of both texts as characters, the same whatever the tokens are."""
-        digest = hashlib.sha256()
-        for text in (self.train_text, self.test_text):
-            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-        return digest.hexdigest()
+        return self.known_sha256 or hash_of_texts(self.train_text, self.test_text)

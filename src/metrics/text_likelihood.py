@@ -5,6 +5,9 @@ Every token but the first is predicted exactly once, from the tokens before it i
     nats per token  L = - 1/(T - 1) sum_{t >= 1} ln p(x_t | x_{s(t)} ... x_{t-1}),   perplexity  exp(L)
     bits per character, per byte  the same sum / (ln 2) over the characters of the text, or the bytes of its UTF-8
 
+Beside every value stand those of the uniform distribution, of n-gram models that were counted in the training text, and of
+compressors that have seen it: what the held-out text adds to the compressed whole, over as many tokens, symbols or bytes.
+
 Windows of C + 1 tokens begin at 0, S, 2S, ... for a context C and a stride S <= C. With S = C they are disjoint but for one
 token; with a smaller S each window after the first predicts its last S tokens only, so that none of them has fewer than
 C - S tokens before it: a better value for C/S times the work, and another protocol. Both stand on the card.
@@ -18,7 +21,7 @@ References:
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +31,7 @@ from src.core.errors import NotApplicable, UserError, require_at_least
 from src.core.protocols import PredictsTokens
 from src.core.rng import SampleNoise, derive_seed
 from src.metrics.intervals import mean_interval
-from src.metrics.metric import LOWER, Inputs, Measurement, Metric, Reading, require
+from src.metrics.metric import LOWER, Curve, Inputs, Measurement, Metric, Reading, require
 from src.metrics.ngram import COMPRESSORS, WittenBell, compressed_bits, distinct_symbols
 from src.metrics.overlap import code_points
 from src.metrics.text import Text
@@ -158,9 +161,8 @@ class _OverHeldOutText(Metric):
         return token_nats(_next_nats(inputs), text.tokens("test"), *how)
 
     def _anchors(self, inputs: Inputs, text: Text) -> dict[str, Reading | NotApplicable]:
-        if len(text.train) > _MOST_COUNTED:
-            reason = f"the training text has {len(text.train):,} tokens, yardsticks are of at most {_MOST_COUNTED:,}"
-            return {f"{_ORDER}-gram": NotApplicable(reason)}
+        if (reason := _why_none(text)) is not None:
+            return {f"{_ORDER}-gram": reason}
         rows, count = self._rows(inputs, text), self._count(text)
         return {name: Reading(self._in_unit(row, text), count) for name, row in rows.items()}
 
@@ -185,7 +187,7 @@ class _OverHeldOutText(Metric):
 class NatsPerToken(_OverHeldOutText):
     """Exact cross-entropy of the held-out text in nats per token; smaller is better.
 
-    The yardsticks are of tokens: uniform, the frequencies of the training text, and a Witten-Bell 5-gram.
+    The n-grams beside it are of tokens: uniform, the frequencies of the training text, and a Witten-Bell 5-gram.
     """
 
 
@@ -211,8 +213,8 @@ class _PerSymbol(_OverHeldOutText):
         return about | of_text | {"num_symbols": self._count(text)}
 
     def _rows(self, inputs: Inputs, text: Text) -> dict[str, float]:
-        of_symbols = _rows_of_characters(inputs, text) | _rows_of_compressors(inputs, text)
-        return {name: total / (len(text.test) - 1) for name, total in of_symbols.items()}
+        of_characters = _rows_of_characters(inputs, text).items()
+        return {name: total / (len(text.test) - 1) for name, total in of_characters} | _rows_of_compressors(inputs, text)
 
 
 class BitsPerChar(_PerSymbol):
@@ -237,18 +239,43 @@ class NatsByPosition(_OverHeldOutText):
     """Cross-entropy where more than half of the context is given; its parts are the whole curve in octaves of the position.
 
     The part "after_5_8" is of tokens that were predicted from 5 to 8 others. Windows are disjoint, so that every position
-    is equally often. How fast the curve falls, and whether it still does at its end, says what the context is worth.
+    is equally often. How fast the curve falls, and whether it still does at its end, says what the context is worth. The
+    n-grams beside it are of the same tokens; compressors know no positions and stand there with the whole held-out text.
     """
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def measure(self, inputs: Inputs) -> Measurement:
-        found = super().measure(inputs)
+        text, found = inputs.need_text(), super().measure(inputs)
         last = list(found.parts)[-1]
         value = found.parts[last]
-        card = found.card | {"of": f"tokens after {last.removeprefix('after_').replace('_', ' to ')} others"}
-        return Measurement(value, found.unit, card, found.better, None, found.parts, {})
+        card = found.card | {"of": f"tokens after {_places(last)} others"}
+        of_rows = {"": found.parts}
+        if _why_none(text) is None:
+            _, given = self._kept(inputs, text)
+            of_rows |= {name: self._parts(nats[1:], given) for name, nats in _ngrams_of_tokens(inputs, text).items()}
+        curve = Curve(
+            tuple(map(_places, found.parts)),
+            "tokens before it",
+            {name: tuple(parts.values()) for name, parts in of_rows.items()},
+        )
+        return replace(found, value=value, card=card, interval=None, curve=curve)
+
+    def _kept(self, inputs: Inputs, text: Text) -> tuple[Tensor, Tensor]:
+        """What `measure` has computed: nats of all tokens but the first, and how many each was given."""
+        return inputs.kept[f"token_nats {text.context}"]
+
+    def _anchors(self, inputs: Inputs, text: Text) -> dict[str, Reading | NotApplicable]:
+        if (reason := _why_none(text)) is not None:
+            return {f"{_ORDER}-gram": reason}
+        _, given = self._kept(inputs, text)
+        inside = given > given.max() // 2
+        of_ngrams: dict[str, Reading | NotApplicable] = {
+            name: Reading(float(nats[1:][inside].mean()), int(inside.sum()))
+            for name, nats in _ngrams_of_tokens(inputs, text).items()
+        }
+        return of_ngrams | {name: Reading(row, len(given)) for name, row in _rows_of_compressors(inputs, text).items()}
 
     def _parts(self, nats: Tensor, given: Tensor) -> dict[str, float]:
         ends = [int(given.max())]
@@ -265,7 +292,8 @@ class EstimatedNats(Metric):
     """An estimate of nats per token from random windows, as nanoGPT prints it; `nats_per_token` is exact.
 
     Its luck is of the size of many differences between models: with 20 batches of 12 windows of 64 characters its standard
-    deviation is 0.015. It is here to stand beside published numbers.
+    deviation is 0.015. It is here to stand beside published numbers. The n-grams beside it are of the tokens of the same
+    windows, compressors of the whole held-out text.
 
     Args:
         num_batches: nanoGPT's eval_iters.
@@ -297,7 +325,20 @@ class EstimatedNats(Metric):
             "seed": inputs.seed,
         }
         value = float(of_windows.mean())
-        return Measurement(value, "nats/token", card, LOWER, mean_interval(of_windows))
+        anchors = self._anchors(inputs, text, starts[:, None] + torch.arange(1, length))
+        return Measurement(value, "nats/token", card, LOWER, mean_interval(of_windows), {}, anchors)
+
+    @staticmethod
+    def _anchors(inputs: Inputs, text: Text, predicted: Tensor) -> dict[str, Reading | NotApplicable]:
+        """Yardsticks at the places of the predicted tokens `(N, length)`."""
+        if (reason := _why_none(text)) is not None:
+            return {f"{_ORDER}-gram": reason}
+        of_ngrams: dict[str, Reading | NotApplicable] = {
+            name: Reading(float(nats[predicted].mean()), predicted.numel())
+            for name, nats in _ngrams_of_tokens(inputs, text).items()
+        }
+        rows = _rows_of_compressors(inputs, text).items()
+        return of_ngrams | {name: Reading(row, len(text.test) - 1) for name, row in rows}
 
 
 def _next_nats(inputs: Inputs) -> Callable[[Tensor], Tensor]:
@@ -321,11 +362,27 @@ def _means_of_blocks(nats: Tensor, size: int) -> Tensor:
     return nats[:whole].view(-1, size).mean(1)
 
 
+def _why_none(text: Text) -> NotApplicable | None:
+    """Why there are no yardsticks of a text; None if there are."""
+    if len(text.train) <= _MOST_COUNTED:
+        return None
+    return NotApplicable(f"the training text has {len(text.train):,} tokens, yardsticks are of at most {_MOST_COUNTED:,}")
+
+
+def _places(part: str) -> str:
+    """The name of a part in words: "5 to 8" of after_5_8."""
+    return part.removeprefix("after_").replace("_", " to ")
+
+
 def _rows_of_tokens(inputs: Inputs, text: Text) -> dict[str, float]:
-    """Mean nats of the predicted tokens by n-gram models of tokens."""
+    """Mean nats of the predicted tokens by n-gram models of tokens, and by compressors."""
+    nats = _ngrams_of_tokens(inputs, text)
+    return {name: float(values[1:].mean()) for name, values in nats.items()} | _rows_of_compressors(inputs, text)
+
+
+def _ngrams_of_tokens(inputs: Inputs, text: Text) -> dict[str, Tensor]:
     size = text.tokenizer.num_tokens
-    nats = _ngram_nats(inputs, text, "tokens", lambda: (text.tokens("train"), text.tokens("test"), size))
-    return {name: float(values[1:].mean()) for name, values in nats.items()}
+    return _ngram_nats(inputs, text, "tokens", lambda: (text.tokens("train"), text.tokens("test"), size))
 
 
 def _rows_of_characters(inputs: Inputs, text: Text) -> dict[str, float]:
@@ -354,14 +411,14 @@ def _ngram_nats(
 
 
 def _rows_of_compressors(inputs: Inputs, text: Text) -> dict[str, float]:
-    """What the whole held-out text costs by compressors that have seen the training text, in nats."""
+    """What the held-out text costs by compressors that have seen the training text, in nats for each predicted token."""
 
     def make() -> dict[str, Tensor]:
         train, test = _as_bytes(text.train_text), _as_bytes(text.test_text)
         return {name: torch.tensor(compressed_bits(train, test, some)) for name, some in COMPRESSORS.items()}
 
     bits = inputs.store.of("compressors", {"text": text.identity}, make)
-    return {name: float(bits[name]) * math.log(2) for name in COMPRESSORS}
+    return {name: float(bits[name]) * math.log(2) / (len(text.test) - 1) for name in COMPRESSORS}
 
 
 def _as_bytes(text: str) -> bytes:

@@ -4,8 +4,10 @@
     ngram_copy_rate            share of the passages of n characters that stand in the training text word for word
     longest_common_substring   characters of the longest passage that stands there
 
-The first depends on how much text there is, so that only values of equally many samples can be compared. The other two are
-of characters, whatever the tokens are: what one tokenizer cuts differently from the training text is copied all the same.
+The first and the last depend on how much text there is, so that only values of equally many samples can be compared: where
+held-out text has fewer windows than there are samples, what is held against it is the value of as many of the samples, the
+first ones, which stands among the parts. The last two are of characters, whatever the tokens are: what one tokenizer cuts
+differently from the training text is copied all the same.
 
 References:
     Li et al. 2016, "A diversity-promoting objective function for neural conversation models", arXiv:1510.03055.
@@ -14,6 +16,7 @@ References:
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +60,8 @@ class _OfTexts(Metric):
     def protocol(self) -> dict[str, Any]:
         """What else the value depends on, for its card."""
 
-    def finding(self, reading: Reading, null: Reading | None) -> Finding | None:
+    def finding(self, reading: Reading, null: Reading) -> Finding | None:
+        """What the samples' value means beside that of as many windows of held-out text."""
         return None
 
     def measure(self, inputs: Inputs) -> Measurement:
@@ -71,7 +75,16 @@ class _OfTexts(Metric):
                 except NotApplicable as reason:
                     anchors[name] = reason
         null = anchors.get(HELD_OUT)
-        finding = self.finding(reading, null if isinstance(null, Reading) else None)
+        finding, parts = None, reading.parts
+        if isinstance(null, Reading) and null.count < reading.count:
+            first = _texts(inputs, inputs.need_generated(), "generated")[: null.count]
+            as_many = self.of(first, inputs, "generated")
+            parts = parts | {f"first_{null.count}": as_many.value}
+            finding = self.finding(as_many, null)
+            if finding is not None:
+                finding = replace(finding, words=f"{finding.words}, of {null.count:,} each")
+        elif isinstance(null, Reading):
+            finding = self.finding(reading, null)
         card = {
             "tokens": text.tokenizer.in_words,
             "sample_tokens": inputs.spec.num_dims,
@@ -79,7 +92,7 @@ class _OfTexts(Metric):
             "num_samples": reading.count,
             **self.protocol(),
         }
-        return Measurement(reading.value, self.unit, card, self.better, reading.interval, reading.parts, anchors, finding)
+        return Measurement(reading.value, self.unit, card, self.better, reading.interval, parts, anchors, finding)
 
 
 class DistinctNgrams(_OfTexts):
@@ -106,7 +119,10 @@ class DistinctNgrams(_OfTexts):
 
 class _AgainstTraining(_OfTexts):
     def _matches(self, texts: list[str], inputs: Inputs, key: str) -> list[np.ndarray]:
-        """For every place of every text the length of the longest passage from there on that is in the training text."""
+        """For every place of every text the length of the longest passage from there on that is in the training text.
+
+        Of the first ones of texts that were searched before, what was found then.
+        """
         text, name = inputs.need_text(), f"matches {key}"
         if len(text.train_text) > _MOST_CHARACTERS:
             raise NotApplicable(
@@ -114,7 +130,7 @@ class _AgainstTraining(_OfTexts):
             )
         if name not in inputs.kept:
             inputs.kept[name] = longest_matches(code_points(text.train_text), [code_points(some) for some in texts])
-        return inputs.kept[name]
+        return inputs.kept[name][: len(texts)]
 
 
 class NgramCopyRate(_AgainstTraining):
@@ -142,9 +158,7 @@ class NgramCopyRate(_AgainstTraining):
     def protocol(self) -> dict[str, Any]:
         return {"of": f"{self._n} characters", "compared_with": "the training text"}
 
-    def finding(self, reading: Reading, null: Reading | None) -> Finding | None:
-        if null is None:
-            return None
+    def finding(self, reading: Reading, null: Reading) -> Finding:
         is_copying = reading.value > max(_OFTEN * null.value, _LEAST_RATE)
         words = f"copies {reading.value:.1%} of passages of {self._n} characters (held-out text {null.value:.1%})"
         return Finding(words, "copying" if is_copying else None)
@@ -162,9 +176,7 @@ class LongestCommonSubstring(_AgainstTraining):
     def protocol(self) -> dict[str, Any]:
         return {"compared_with": "the training text"}
 
-    def finding(self, reading: Reading, null: Reading | None) -> Finding | None:
-        if null is None:
-            return None
+    def finding(self, reading: Reading, null: Reading) -> Finding:
         is_copying = reading.value > _LONG * null.value
         words = f"longest passage copied: {reading.value:.0f} characters (held-out text {null.value:.0f})"
         return Finding(words, "copying" if is_copying else None)

@@ -34,6 +34,9 @@ from src.samplers.autoregressive import chosen_logits, continue_tokens, draw_tok
 __all__ = ["Autoregressive"]
 
 
+_LOGITS_AT_A_TIME = 2**26  # in the likelihood of examples without gradients, 256 MB in float32 and again as much
+
+
 class Autoregressive(nn.Module):
     """A distribution of sequences of tokens.
 
@@ -45,6 +48,7 @@ class Autoregressive(nn.Module):
     """
 
     first: Tensor
+    stride = 1  # of what the network sees of more tokens than fit into it, see `continue_tokens`
 
     def __init__(
         self,
@@ -101,12 +105,26 @@ class Autoregressive(nn.Module):
         return {"loss": -self.log_probs(batch.x, batch.condition).mean(1)}
 
     def log_probs(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """See `PredictsTokens`. Without gradients, of as many rows at a time as there is room for their logits."""
+        rows = len(tokens)
+        if not torch.is_grad_enabled():
+            rows = max(1, _LOGITS_AT_A_TIME // (max(1, tokens.shape[1] - 1) * self.num_tokens))
+        if rows >= len(tokens):
+            return self._log_probs(tokens, condition)
+        labels = [None] * len(tokens) if condition is None else condition.split(rows)
+        return torch.cat([self._log_probs(*some) for some in zip(tokens.split(rows), labels, strict=False)])
+
+    def _log_probs(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
         logits = self.network(tokens[:, :-1], self._features(condition))
-        return -F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+        return -F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view_as(tokens[:, 1:])
+
+    def token_log_probs(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """See `ScoresTokens`."""
+        return torch.cat([self._first(len(x), condition).gather(1, x[:, :1]), self.log_probs(x, condition)], 1)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         """Of whole examples, the first token included; exact."""
-        return self._first(len(x), condition).gather(1, x[:, :1])[:, 0] + self.log_probs(x, condition).sum(1)
+        return self.token_log_probs(x, condition).sum(1)
 
     def sample(self, n: int, condition: Tensor | None = None, *, generator: Noise | None = None) -> Tensor:
         prompt = torch.zeros(n, 0, dtype=torch.int64, device=self.first.device)
@@ -143,7 +161,9 @@ class Autoregressive(nn.Module):
             choice,
             generator,
             self._features(condition),
-            None if is_done is None else lambda new: is_done(torch.cat([drawn, new], 1)),
+            is_done,
+            stride=self.stride,
+            num_drawn=begun,
         )
         rows = zip(drawn, rest, has_ended.tolist(), strict=True)
         return [row if is_over else torch.cat([row, more]) for row, more, is_over in rows]

@@ -17,6 +17,7 @@ class CausalNetwork(nn.Module, ABC):
     """Logits of the next token at every place, at once or token by token (see `NextTokenNetwork`)."""
 
     max_length: int | None = None  # the longest input; None for any length
+    num_tokens: int  # V
 
     @abstractmethod
     def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -25,6 +26,10 @@ class CausalNetwork(nn.Module, ABC):
     @abstractmethod
     def begin(self, batch_size: int) -> Any:
         """The state before the first token."""
+
+    def state_size(self, length: int) -> int:
+        """How many numbers the state of one row holds after so many tokens, about; 0 if it is small whatever they are."""
+        return 0
 
     @abstractmethod
     def step(self, token: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -10,19 +10,24 @@ References:
 """
 
 import copy
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError, require_at_least, require_sizes
-from src.core.pretrained import gpt2_config
+from src.core.pretrained import MARKS, gpt2_config, weights_sha256
 from src.networks.causal import CausalNetwork
 from src.networks.transformer import Transformer
 
 __all__ = ["GPT2", "as_gpt2", "gpt2_of_transformer"]
 
+log = logging.getLogger(__name__)
+
 _BASE = ".base_layer"  # what peft puts into the names of weights that it adapts
+_OF_TOKENS = ("wte.weight", "lm_head.weight")  # a row for each token
+_PADDED_TO = 64  # vocabularies are padded to multiples of it, or of twice as many, as 50,257 to 50,304
 
 
 class GPT2(CausalNetwork):
@@ -33,8 +38,10 @@ class GPT2(CausalNetwork):
         length: the longest input of the data.
         num_layers, num_heads, width, dropout: as of `Transformer`; sizes have no meaning beside `weights`.
         weights: a folder that `save_pretrained` has written; None for random weights.
+            They may be of a vocabulary that was padded to a multiple of 64: the rows of no token are left out.
         config: what that folder's config.json says; None reads it there. With it the network can be built where the folder
             is not, as when a run is evaluated elsewhere; `load_weights` needs the folder.
+        sha256: of the weights in that folder (`weights_sha256`); None takes any.
         lora_rank: train nothing but low-rank additions of this rank to some weights; None for all weights.
         lora_alpha: the additions are scaled by lora_alpha / lora_rank.
         lora_targets: names of the layers that are added to, as "c_attn".
@@ -53,6 +60,7 @@ class GPT2(CausalNetwork):
         dropout: float,
         weights: str | None = None,
         config: dict[str, Any] | None = None,
+        sha256: str | None = None,
         lora_rank: int | None = None,
         lora_alpha: float = 16.0,
         lora_targets: tuple[str, ...] | list[str] = ("c_attn",),
@@ -74,9 +82,11 @@ class GPT2(CausalNetwork):
         elif config is None:
             config = gpt2_config(weights)
         self._weights = weights
+        self._sha256 = sha256
         self._require_fit(config, num_tokens, length)
         self.max_length = int(config.get("n_positions", 1024))
-        self.net = _new(config, dropout)
+        self.num_tokens = num_tokens
+        self.net = _new({**config, "vocab_size": num_tokens}, dropout)
         if lora_rank is not None:
             self._add_lora(lora_rank, lora_alpha, list(lora_targets))
 
@@ -89,6 +99,9 @@ class GPT2(CausalNetwork):
         from transformers import DynamicCache
 
         return DynamicCache(config=self.net.config)
+
+    def state_size(self, length: int) -> int:
+        return 2 * self.net.config.n_layer * self.net.config.n_embd * length
 
     def step(self, token: Tensor, state: Any, condition: Tensor | None = None) -> tuple[Tensor, Any]:
         """As of the base; the state is changed in place, and given back."""
@@ -105,13 +118,19 @@ class GPT2(CausalNetwork):
         if self._weights is None:
             return
         gpt2_config(self._weights)
+        found = weights_sha256(self._weights)
+        if self._sha256 is not None and found != self._sha256:
+            raise UserError(
+                f"network.weights={self._weights} holds other weights than when this run was made (their SHA-256 was "
+                f"{self._sha256[:12]}, now it is {str(found)[:12]}); restore them, or begin a new run"
+            )
         own = self.net.state_dict()
         try:
             loaded, report = _transformers().GPT2LMHeadModel.from_pretrained(
                 self._weights, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
             given = {name if name in own else _adapted(name): weight for name, weight in loaded.state_dict().items()}
-            self.net.load_state_dict({**own, **given})
+            self.net.load_state_dict({**own, **self._without_padding(given)})
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the weights in network.weights={self._weights} cannot be read: {error}") from error
         if lacking := sorted(report["missing_keys"]):  # transformers would begin with random numbers in their place
@@ -129,9 +148,22 @@ class GPT2(CausalNetwork):
         plain.load_state_dict(state)
         return plain.eval()
 
+    def _without_padding(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights without rows that stand for no token."""
+        size = self.net.config.vocab_size
+        names = [name for name in given if name.endswith(_OF_TOKENS) and len(given[name]) > size]
+        if names:
+            num_rows = len(given[names[0]])
+            log.info(
+                f"network.weights={self._weights} has rows for {num_rows:,} tokens; the last {num_rows - size} stand for "
+                "none of the tokenizer's and are left out"
+            )
+        return {**given, **{name: given[name][:size] for name in names}}
+
     def _require_fit(self, config: dict[str, Any], num_tokens: int, length: int) -> None:
         vocabulary, positions = config.get("vocab_size", 50257), config.get("n_positions", 1024)
-        if vocabulary != num_tokens:
+        is_padded = vocabulary % _PADDED_TO == 0 and 0 < vocabulary - num_tokens < 2 * _PADDED_TO
+        if vocabulary != num_tokens and not is_padded:
             raise UserError(
                 f"has weights of {vocabulary:,} tokens (network.weights={self._weights}), the data has {num_tokens:,}; cut "
                 f"the text by the tokenizer of these weights: tokenizer=pretrained tokenizer.path={self._weights}"
@@ -228,10 +260,13 @@ def _adapted(name: str) -> str:
 
 
 def _new(config: dict[str, Any], dropout: float) -> Any:
-    """An untrained network, in training mode, without the marks of begin and end, which few vocabularies have."""
+    """An untrained network, in training mode, with marks of begin and end only where the config has them."""
     transformers = _transformers()
     rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    marks = {"bos_token_id": None, "eos_token_id": None}
+    marks = {}
+    for name in MARKS:  # transformers would fill in its own, far outside of few tokens
+        number = config.get(name)
+        marks[name] = number if isinstance(number, int) and number < config["vocab_size"] else None
     try:
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**config, **rates, **marks})).float().train()
     except (ValueError, TypeError, KeyError) as error:
@@ -243,5 +278,13 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise UserError("network=gpt2 needs the package transformers; install it: make extra EXTRA=text") from error
+    try:
+        transformers.GPT2LMHeadModel  # noqa: B018 - only now transformers imports it, with all that it needs
+    except Exception as error:  # what other packages raise, as an installed torchaudio that was built for another torch
+        last = str(error).strip().splitlines()[-1:]
+        raise UserError(
+            "network=gpt2 cannot import GPT-2 from transformers, which imports any torchaudio that is installed; mend "
+            f"that, or remove it with pip uninstall torchaudio ({type(error).__name__}: {''.join(last)})"
+        ) from error
     transformers.utils.logging.disable_progress_bar()  # a bar for each file that is read or written
     return transformers

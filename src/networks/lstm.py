@@ -48,6 +48,7 @@ class LSTM(CausalNetwork):
         require_sizes(num_tokens=num_tokens, length=length, num_layers=num_layers, width=width)
         if not 0 <= dropout < 1:
             raise UserError(f"has a network with dropout={dropout}, which must be at least 0 and below 1")
+        self.num_tokens = num_tokens
         self.tokens = nn.Embedding(num_tokens, width)
         self.condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
         between = dropout if num_layers > 1 else 0.0  # torch warns of dropout between layers where there is one

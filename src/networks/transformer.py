@@ -12,8 +12,8 @@ References:
 """
 
 import math
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +24,37 @@ __all__ = ["Transformer"]
 
 _INITIAL_STD = 0.02
 
-Cache = list[tuple[Tensor, Tensor]]
-"""Keys and values of the tokens so far, each `(B, heads, T, width / heads)`, of each block; none before the first token."""
+_FIRST_CAPACITY = 64  # tokens that a cache has room for in the beginning
+
+
+@dataclass
+class _Cache:
+    """Keys and values of the tokens so far, each `(2, B, heads, room, width / heads)`, of each block.
+
+    A step writes into them, so a state can be stepped from only once. To make a new tensor at every step would cost more
+    than the network.
+    """
+
+    max_length: int
+    length: int = 0
+    blocks: list[Tensor] = field(default_factory=list)
+
+    def extended(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a block after those of further tokens, `(B, heads, T, width / heads)` each."""
+        end = self.length + k.shape[2]
+        if block == len(self.blocks):
+            self.blocks.append(k.new_empty(2, *k.shape[:2], self._room_for(end), k.shape[3]))
+        if self.blocks[block].shape[3] < end:
+            before = self.blocks[block]
+            self.blocks[block] = k.new_empty(2, *k.shape[:2], self._room_for(2 * self.length), k.shape[3])
+            self.blocks[block][:, :, :, : self.length] = before[:, :, :, : self.length]
+        kept = self.blocks[block]
+        kept[0, :, :, self.length : end] = k
+        kept[1, :, :, self.length : end] = v
+        return kept[0, :, :, :end], kept[1, :, :, :end]
+
+    def _room_for(self, length: int) -> int:
+        return min(self.max_length, max(length, _FIRST_CAPACITY))
 
 
 class Transformer(CausalNetwork):
@@ -61,8 +90,9 @@ class Transformer(CausalNetwork):
             raise UserError(f"has a network with width={width}, which must be a multiple of num_heads={num_heads}")
         if not 0 <= dropout < 1:
             raise UserError(f"has a network with dropout={dropout}, which must be at least 0 and below 1")
-        self.max_length = length
+        self.max_length: int = length
         self.num_heads = num_heads
+        self.num_tokens = num_tokens
         self.tokens = nn.Embedding(num_tokens, width)
         self.positions = nn.Embedding(length, width)
         self.condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
@@ -77,24 +107,26 @@ class Transformer(CausalNetwork):
     def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
         """Tokens `(B, T)` and features `(B, condition_dim)` or None to logits `(B, T, V)`."""
         x = self._embedded(tokens, 0, condition)
-        for block in self.blocks:
-            x, _ = block(x, None)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None, i)
         return self.head(self.norm(x))
 
-    def begin(self, batch_size: int) -> Cache:
-        return []
+    def begin(self, batch_size: int) -> _Cache:
+        return _Cache(self.max_length)
 
-    def step(self, token: Tensor, state: Cache, condition: Tensor | None = None) -> tuple[Tensor, Cache]:
+    def state_size(self, length: int) -> int:
+        return 2 * len(self.blocks) * self.tokens.embedding_dim * length
+
+    def step(self, token: Tensor, state: _Cache, condition: Tensor | None = None) -> tuple[Tensor, _Cache]:
         return self.read(token[:, None], state, condition)
 
-    def read(self, tokens: Tensor, state: Cache, condition: Tensor | None = None) -> tuple[Tensor, Cache]:
-        assert not state or tokens.shape[1] == 1, "several tokens at once are read at the beginning only"
-        x = self._embedded(tokens, state[0][0].shape[2] if state else 0, condition)
-        cache = []
+    def read(self, tokens: Tensor, state: _Cache, condition: Tensor | None = None) -> tuple[Tensor, _Cache]:
+        assert not state.length or tokens.shape[1] == 1, "several tokens at once are read at the beginning only"
+        x = self._embedded(tokens, state.length, condition)
         for i, block in enumerate(self.blocks):
-            x, kept = block(x, state[i] if state else None)
-            cache.append(kept)
-        return self.head(self.norm(x[:, -1])), cache
+            x = block(x, state, i)
+        state.length += tokens.shape[1]
+        return self.head(self.norm(x[:, -1])), state
 
     def _embedded(self, tokens: Tensor, start: int, condition: Tensor | None) -> Tensor:
         """What the first block sees of tokens that begin at the position `start`, `(B, T, width)`."""
@@ -132,13 +164,15 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=bias)
         self.down = nn.Linear(4 * width, width, bias=bias)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x `(B, T, width)` after keys and values of the past, and those of all so far. After a past T is 1."""
+    def forward(self, x: Tensor, past: _Cache | None, place: int) -> Tensor:
+        """x `(B, T, width)` after what a cache has of this block, which is the one at a place; or at the beginning, without
+        a cache. Behind earlier tokens T is 1."""
         q, k, v = self.qkv(self.norm_1(x)).unflatten(2, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        is_first = past is None or not past.length
         if past is not None:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            k, v = past.extended(place, k, v)
         dropout = self._dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=past is None)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_first)
         x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), self._dropout, self.training)
         hidden = F.gelu(self.up(self.norm_2(x)))
-        return x + F.dropout(self.down(hidden), self._dropout, self.training), (k, v)
+        return x + F.dropout(self.down(hidden), self._dropout, self.training)

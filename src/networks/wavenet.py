@@ -67,6 +67,7 @@ class WaveNet(CausalNetwork):
             raise UserError(
                 f"has a network with num_layers={num_layers}, of which the last would look 2^{num_layers - 1} back"
             )
+        self.num_tokens = num_tokens
         self.tokens = nn.Embedding(num_tokens, width)
         dilations = [2**i for i in range(num_layers)] * num_stacks
         last = len(dilations) - 1  # nobody would see its output

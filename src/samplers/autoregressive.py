@@ -19,6 +19,11 @@ from src.core.tokens import TokenChoice
 __all__ = ["ancestral_sample", "chosen_logits", "continue_tokens", "draw_tokens"]
 
 
+_LEAST_TEMPERATURE = 1e-30  # float32 divides by it; below, all but the greatest logit are as good as left out
+_STATE_AT_A_TIME = 2**28  # numbers in the states of all rows, 1 GB in float32
+_LOGITS_AT_A_TIME = 2**25
+
+
 @torch.no_grad()
 def ancestral_sample(
     logits_of: Callable[[Tensor], Tensor], n: int, grid: tuple[int, int], noise: Noise, like: Tensor
@@ -51,11 +56,14 @@ def continue_tokens(
     condition: Tensor | None = None,
     is_done: Callable[[Tensor], Tensor] | None = None,
     cached: bool = True,
+    stride: int = 1,
+    num_drawn: int = 0,
 ) -> list[Tensor]:
     """Draws of what follows each row of a prompt, `(num_tokens,)` int64 each, or shorter where `is_done`.
 
     As long as all tokens fit into the network it reads each of them once and keeps its state; from there on it sees the
-    last `max_length` tokens, all of which it then reads anew for every token.
+    last `max_length` tokens, all of which it then reads anew for every token, or, with a stride, once in so many tokens.
+    So many rows are drawn at a time as there is room for their states; no row depends on another.
 
     Args:
         network: in evaluation mode.
@@ -64,29 +72,56 @@ def continue_tokens(
         choice: how each token is drawn.
         noise: row i of what it gives belongs to row i of the prompt.
         condition: features `(B, C)`, or None.
-        is_done: called with what was drawn so far `(B, i)`, says `(B,)` of which rows it is the end.
+        is_done: called with what was drawn so far of some rows `(R, i)`, says `(R,)` of which of them it is the end.
         cached: whether to keep a state; without one the result is the same, and slow.
+        stride: what the network sees begins at a multiple of it, at the first from which all tokens fit.
+        num_drawn: so many of the last tokens of the prompt were drawn, too, and are shown to `is_done`.
     """
     size, start = prompt.shape
-    assert start >= 1
+    assert start >= max(1, num_drawn)
     assert num_tokens >= 1
-    limit = start + num_tokens if network.max_length is None else network.max_length
     u = noise.uniform((size, num_tokens), like=torch.zeros((), device=prompt.device))
+    of_one = network.state_size(min(start + num_tokens, network.max_length or start + num_tokens))
+    rows = max(1, min(_STATE_AT_A_TIME // max(1, of_one), _LOGITS_AT_A_TIME // network.num_tokens))
+    drawn: list[Tensor] = []
+    for first in range(0, size, rows):
+        some = slice(first, first + rows)
+        features = None if condition is None else condition[some]
+        drawn += _continue_rows(network, prompt[some], u[some], choice, features, is_done, cached, stride, num_drawn)
+    return drawn
+
+
+def _continue_rows(
+    network: NextTokenNetwork,
+    prompt: Tensor,
+    u: Tensor,
+    choice: TokenChoice,
+    condition: Tensor | None,
+    is_done: Callable[[Tensor], Tensor] | None,
+    cached: bool,
+    stride: int,
+    num_drawn: int,
+) -> list[Tensor]:
+    """`continue_tokens` of some rows, each token at its number of u `(B, num_tokens)`."""
+    (size, start), num_tokens = prompt.shape, u.shape[1]
+    limit = start + num_tokens if network.max_length is None else network.max_length
     tokens = torch.cat([prompt, prompt.new_zeros(size, num_tokens)], 1)
     lengths = torch.full((size,), num_tokens, device=prompt.device)
     place = torch.arange(num_tokens, device=prompt.device)
-    state = None
+    state, state_begin = None, -1
     for i in range(num_tokens):
         end = start + i
-        if not cached or end > limit or (end == limit and state is None):
-            logits = network(tokens[:, max(0, end - limit) : end], condition)[:, -1]
-        elif state is None:
-            logits, state = network.read(tokens[:, :end], network.begin(size), condition)
-        else:
+        begin = -(-max(0, end - limit) // stride) * stride
+        if state is not None and state_begin == begin:
             logits, state = network.step(tokens[:, end - 1], state, condition)
+        elif not cached:
+            logits = network(tokens[:, begin:end], condition)[:, -1]
+        else:
+            logits, state = network.read(tokens[:, begin:end], network.begin(size), condition)
+            state_begin = begin
         tokens[:, end] = draw_tokens(chosen_logits(logits, choice, tokens[:, :end]), u[:, i])
         if is_done is not None:
-            ends_here = is_done(tokens[:, start : end + 1]) & (place[i] + 1 < lengths)
+            ends_here = is_done(tokens[:, start - num_drawn : end + 1]) & (place[i] + 1 < lengths)
             lengths = torch.where(ends_here, i + 1, lengths)
             if bool((lengths <= i + 1).all()):
                 break
@@ -109,7 +144,8 @@ def chosen_logits(logits: Tensor, choice: TokenChoice, before: Tensor) -> Tensor
     if choice.temperature == 0:
         greatest = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
         return logits.masked_fill(~greatest, -torch.inf)
-    logits = logits / choice.temperature
+    if choice.temperature != 1:  # from the greatest one down, so that none overflows however near to 0 it is
+        logits = (logits - logits.amax(1, keepdim=True)) / max(choice.temperature, _LEAST_TEMPERATURE)
     if choice.top_k is not None and choice.top_k < logits.shape[1]:
         least = logits.topk(choice.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -17,7 +17,7 @@ from src.core.rng import SampleNoise
 from src.training.batch_norm import has_batch_norm, renew_batch_norm
 from src.training.meter import Meter
 from src.training.module import TrainingModule
-from src.training.planned import say_if_schedule_does_not_fit
+from src.training.planned import plan_schedule
 from src.training.schedules import Schedule
 
 __all__ = ["AdversarialTraining"]
@@ -74,7 +74,7 @@ class AdversarialTraining(TrainingModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        say_if_schedule_does_not_fit(self._schedule, self)
+        plan_schedule(self._schedule, self)
 
     def configure_optimizers(self) -> list[Optimizer]:
         optimizers = [

@@ -3,23 +3,29 @@
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 __all__ = ["log_final_metrics", "log_hyper_parameters"]
 
 
-def log_final_metrics(loggers: list[Logger], metrics: dict[str, float], table: str, step: int) -> None:
-    """Write `final/<metric>` curves of one point, and all results as a Markdown table.
+def log_final_metrics(
+    loggers: list[Logger], metrics: dict[str, float], table: str, step: int, pictures: dict[str, Tensor] | None = None
+) -> None:
+    """Write `final/<metric>` curves of one point, all results as a Markdown table, and pictures of some.
 
     Args:
         metrics: final values by name.
         table: shown on TensorBoard's TEXT page.
         step: the step they belong to.
+        pictures: `(3, height, width)` uint8, by name.
     """
     for logger in loggers:
         logger.log_metrics(_named(metrics), step=step)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("results", table, step)
+            for name, picture in (pictures or {}).items():
+                logger.experiment.add_image(f"final/{name}", picture, step)
         logger.finalize("success")
 
 

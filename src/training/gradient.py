@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.core.protocols import FollowsTraining
 from src.core.rng import SampleNoise
 from src.training.module import TrainingModule
-from src.training.planned import planned_examples, say_if_schedule_does_not_fit
+from src.training.planned import plan_schedule
 from src.training.schedules import Schedule
 
 __all__ = ["GradientTraining"]
@@ -59,8 +59,7 @@ class GradientTraining(TrainingModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._schedule.plan(planned_examples(self))
-        say_if_schedule_does_not_fit(self._schedule, self)
+        plan_schedule(self._schedule, self)
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self._built(self._make_optimizer, self.model)
@@ -95,11 +94,13 @@ def _decay_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
         raise UserError(
             f"training.decay_matrices_only=true needs an optimizer with weight decay; {type(optimizer).__name__} has none"
         )
-    decayed = [weight for weight in group["params"] if weight.ndim >= 2]
-    others = [weight for weight in group["params"] if weight.ndim < 2]
+    trained = [weight for weight in group["params"] if weight.requires_grad]
+    decayed = [weight for weight in trained if weight.ndim >= 2]
+    others = [weight for weight in trained if weight.ndim < 2]
     size, size_of_others = (sum(weight.numel() for weight in some) for some in (decayed, others))
     log.info(
         f"weight decay {group['weight_decay']:g} on {len(decayed)} tensors of {size:,} values; none on {len(others)} of "
         f"{size_of_others:,}"
+        + (f"; {num_frozen} are not trained" if (num_frozen := len(group["params"]) - len(trained)) else "")
     )
     return [{"params": some, **extra} for some, extra in ((decayed, {}), (others, {"weight_decay": 0.0})) if some]

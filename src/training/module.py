@@ -32,6 +32,8 @@ from src.core.rng import SampleNoise, StreamNoise, derive_seed
 from src.training.ema import WeightAverage
 from src.training.meter import Meter, reduce_terms, require_finite
 from src.training.ranks import average_gradients
+from src.training.schedules import Constant, Schedule
+from src.training.weights import require_vocabulary
 
 __all__ = ["TrainingModule"]
 
@@ -48,6 +50,8 @@ class TrainingModule(L.LightningModule, ABC):
         gradient_clip_norm: largest norm of one optimizer's gradient, None for no clipping.
         accumulate_batches: batches that one update of the weights is made of.
     """
+
+    _schedule: Schedule = Constant()  # of those that have no other
 
     automatic_optimization = False  # one way to step for one optimizer and for two, so that both count alike
 
@@ -172,6 +176,9 @@ class TrainingModule(L.LightningModule, ABC):
         assert self.place_in_round == 0, "the gradients of a round that is begun are in no checkpoint"
         checkpoint["progress"] = {"step": self.step, "examples_seen": self.examples_seen}
         checkpoint["meters"] = [meter.state_dict() for meter in self._meters]  # the same on all ranks
+        checkpoint["schedule"] = self._schedule.state_dict()
+        if (vocabulary := self._vocabulary()) is not None:
+            checkpoint["vocabulary"] = vocabulary
         checkpoint["ranks"] = gather({"noise": self._noise.state_dict(), **_global_generators(self.device)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -183,13 +190,20 @@ class TrainingModule(L.LightningModule, ABC):
                 if ranks
                 else "the checkpoint was written by an older version of this program, which cannot be resumed by this one"
             )
+        require_vocabulary(checkpoint, self._vocabulary(), "the checkpoint")
         self.step = checkpoint["progress"]["step"]
         self.examples_seen = checkpoint["progress"]["examples_seen"]
         for meter, state in zip(self._meters, checkpoint["meters"], strict=True):
             meter.load_state_dict(state)
+        self._schedule.load_state_dict(checkpoint.get("schedule", {}))  # one of an older version has none
         own = ranks[self.global_rank]
         self._noise.load_state_dict(own["noise"])
         _set_global_generators(own, self.device)
+
+    def _vocabulary(self) -> str | None:
+        """What the tokens of the data are, if they are of texts."""
+        tokenizer = self.trainer.datamodule.arrays.tokenizer
+        return None if tokenizer is None else tokenizer.vocabulary
 
     def _reduce(self, terms: Terms, prefix: str = "") -> tuple[Tensor, dict[str, float]]:
         """This rank's mean loss, and all means over all ranks under their log names; stops the run if one is not finite.

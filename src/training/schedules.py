@@ -19,8 +19,20 @@ class Schedule(ABC):
 
     examples: float | None = None  # seen until its end
 
-    def plan(self, num_examples: float | None) -> None:  # noqa: B027 - most have no use for it
-        """Told before the first step how many examples the training is planned to see; None if that is not known."""
+    def plan(self, num_examples: float | None, per_update: int) -> None:  # noqa: B027 - most have no use for it
+        """Told before the first step what the training is to be.
+
+        Args:
+            num_examples: that it is planned to see; None if that is not known.
+            per_update: examples that one update of the weights is made of, over all devices.
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What was planned at the beginning, for a checkpoint: a training that is resumed keeps to it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:  # noqa: B027 - most have none
+        """Take what `state_dict` gave; of an empty one nothing."""
 
     @property
     def ends(self) -> dict[str, float]:
@@ -113,10 +125,13 @@ class Cosine(_Change):
 
 
 class WarmUpCosine(Schedule):
-    """The learning rate climbs from 0 in a straight line, then falls along half a cosine to a floor, and stays there.
+    """The learning rate climbs in a straight line, then falls along half a cosine to a floor, and stays there.
 
-    It is set anew before every step. Loshchilov, Hutter 2017, "SGDR: stochastic gradient descent with warm restarts",
-    arXiv:1608.03983, without restarts; the warm-up is as nanoGPT has it.
+    It is set anew before every update. Loshchilov, Hutter 2017, "SGDR: stochastic gradient descent with warm restarts",
+    arXiv:1608.03983, without restarts. The warm-up is as nanoGPT has it: update i of W, counted from 0, is taken with the
+    share (i + 1) / (W + 1) of the learning rate, so the first one is not lost.
+
+    A training that is resumed and made longer keeps the examples that were planned at its beginning.
 
     Args:
         examples: seen until the floor is reached; None for as many as the training is planned to see.
@@ -132,6 +147,7 @@ class WarmUpCosine(Schedule):
         require_number("training.schedule.lr_factor", lr_factor, 0)
         self.examples = examples
         self._is_planned = examples is None
+        self._per_update = 1
         self._warm_up = warm_up
         self._floor = lr_factor
 
@@ -139,13 +155,18 @@ class WarmUpCosine(Schedule):
     def ends(self) -> dict[str, float]:
         return {"lr": self._floor}
 
-    def plan(self, num_examples: float | None) -> None:
+    def plan(self, num_examples: float | None, per_update: int) -> None:
+        self._per_update = per_update
+        self.examples = num_examples if self.examples is None else self.examples
+        if self.examples is None:
+            raise UserError("the training has no planned end: set training.schedule.examples= to the examples it may see")
+
+    def state_dict(self) -> dict[str, float]:
+        return {"examples": self.examples} if self._is_planned and self.examples is not None else {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
         if self._is_planned:
-            if num_examples is None:
-                raise UserError(
-                    "the training has no planned end: set training.schedule.examples= to the examples it may see"
-                )
-            self.examples = num_examples
+            self.examples = state.get("examples", self.examples)
 
     def progress(self, examples_seen: float) -> float:
         """How far on the way down, from 0 to 1."""
@@ -157,4 +178,7 @@ class WarmUpCosine(Schedule):
     def lr_factor(self, examples_seen: float) -> float:
         assert self.examples is not None, "the training is not planned yet"
         climb = self._warm_up * self.examples
-        return examples_seen / climb if examples_seen < climb else super().lr_factor(examples_seen)
+        if examples_seen >= climb:
+            return super().lr_factor(examples_seen)
+        of_whole_updates = examples_seen // self._per_update * self._per_update
+        return (of_whole_updates + self._per_update) / (climb + self._per_update)

@@ -10,13 +10,18 @@ from torch import nn
 from src.core.errors import UserError
 from src.core.protocols import Adversarial
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "require_vocabulary"]
 
 
-def load_weights(model: nn.Module, file: Path) -> dict[str, Any]:
+def load_weights(model: nn.Module, file: Path, vocabulary: str | None = None) -> dict[str, Any]:
     """Load a checkpoint's weights into `model`, the averaged ones where there are any.
 
     Only tensors and plain types are read from the file, so a checkpoint from a stranger cannot run code.
+
+    Args:
+        model: built as the one that was trained.
+        file: the checkpoint.
+        vocabulary: what the model's tokens are, if it is one of texts.
 
     Returns:
         What a card says of them: `{"weights": "averaged" or "raw", "step": ..., "examples_seen": ...}`.
@@ -30,6 +35,7 @@ def load_weights(model: nn.Module, file: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # reading a damaged file raises many kinds
         raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    require_vocabulary(checkpoint, vocabulary, str(file))
     try:
         model.load_state_dict(_below(state, "model."))
         average = _below(state, "weight_average.average.")
@@ -39,6 +45,16 @@ def load_weights(model: nn.Module, file: Path) -> dict[str, Any]:
     except RuntimeError as error:
         raise UserError(f"{file} does not fit the model of its config.yaml ({str(error).splitlines()[0]})") from error
     return {"weights": "averaged" if average else "raw", **progress}
+
+
+def require_vocabulary(checkpoint: dict[str, Any], vocabulary: str | None, shown: str) -> None:
+    """Raise `UserError` if a checkpoint was trained on other tokens, be they as many; of an older one nobody knows."""
+    trained = checkpoint.get("vocabulary", vocabulary)
+    if trained != vocabulary:
+        raise UserError(
+            f"{shown} was trained on other tokens: on {trained or 'no text'}, and here are {vocabulary or 'none of a text'}"
+            "; take a checkpoint of the same vocabulary"
+        )
 
 
 def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
