@@ -27,7 +27,7 @@ train: $(READY)  ## train a VAE on the embedded digits (ARGS="model=dcgan data=m
 	$(RUN) -m src.train model=vae $(ARGS)
 
 test: $(READY)  ## run the fast tests, on two cores
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(READY)  ## run all tests, also real trainings on real data (DATA_ROOT=folder)
 	$(RUN) -m pytest -m "" $(ARGS)
