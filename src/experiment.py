@@ -196,8 +196,10 @@ def _autoencoder_costs(model: nn.Module, config: DictConfig) -> dict[str, Any] |
 def _untrained(model: nn.Module, config: DictConfig, spec: DataSpec) -> nn.Module | None:
     """A model as it was before its training: what was trained by another run is as in the trained model.
 
-    One that began with the weights of a folder has these; None if they cannot be had any more.
+    One that began with the weights of a folder has these; None if they cannot be had any more, or it is not asked for.
     """
+    if not config.evaluation.get("untrained", True):  # a run of an older version has no such key
+        return None
     untrained = steer_as_evaluated(load_model(config, spec), config)
     if isinstance(model, Latent):
         untrained.frozen_part().load_state_dict(model.frozen_part().state_dict())
@@ -338,7 +340,7 @@ def _draw_with_all(
         before, name = _untrained(model, config, data.spec), config.name.model
         of_model = draw_together(model, name, *how, meter)
         if before is None:
-            drawn = of_model, NotApplicable("its weights cannot be had any more")
+            drawn = of_model, NotApplicable("there is no untrained model")
         else:
             drawn = of_model, draw_together(before.to(_device(config)), f"the untrained {name}", *how)
     part()

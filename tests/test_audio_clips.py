@@ -16,7 +16,7 @@ from src.models.autoregressive_clips import AutoregressiveClips
 from src.networks.causal import CausalNetwork
 from src.networks.transformer import Transformer
 from src.networks.wavenet import WaveNet
-from src.samplers.autoregressive import draw_tokens
+from src.samplers.autoregressive import continue_tokens, draw_tokens
 
 
 class Spy(CausalNetwork):
@@ -42,7 +42,7 @@ def transformer(**sizes: int) -> Transformer:
 
 
 def wavenet(**sizes: int) -> WaveNet:
-    return WaveNet(width=8, skip_width=8, num_layers=3, num_stacks=1, **sizes)
+    return WaveNet(width=8, skip_width=8, num_layers=2, num_stacks=1, **sizes)
 
 
 def clips(network, length: int = 64, levels: int = 256, is_sound: bool = False, **settings) -> AutoregressiveClips:
@@ -62,45 +62,52 @@ def some_tokens(n: int, length: int, levels: int = 256) -> Tensor:
     return (SampleNoise(1).uniform((n, length), torch.zeros(())) * levels).long()
 
 
-def windows(model: AutoregressiveClips, lengths: Tensor) -> Tensor:
-    """Where the windows of one training step on clips with so many recorded places begin, `(B * num_windows,)`."""
+def stretches(model: AutoregressiveClips, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the windows of one training step on clips with so many recorded places begin, `(B * W,)`, and what each place
+    of the clip counts for, `(B, 64)`, mean over the windows of a clip."""
     x = torch.arange(64).expand(len(lengths), -1).clone()  # a token tells its place
     x[torch.arange(64) >= lengths[:, None]] = SILENCE
-    drawn = model._starts(model._lengths(x), SampleNoise(0))
+    starts, weights = model._stretches(model._lengths(x), SampleNoise(0))
     model.train().loss(Batch(x), generator=SampleNoise(0))
     seen = model.network.seen[-1]
-    expected = x.repeat_interleave(drawn.shape[1], 0).gather(1, drawn.flatten()[:, None] + torch.arange(16))
-    assert torch.equal(seen, expected)
-    return drawn.flatten()
+    place = starts.flatten()[:, None] + torch.arange(17)
+    assert torch.equal(seen, x.repeat_interleave(starts.shape[1], 0).gather(1, place[:, :-1]))
+    counted = torch.zeros(place.shape[0], 64).scatter(1, place[:, 1:], weights.flatten(0, 1))
+    return starts.flatten(), counted.view(len(lengths), -1, 64).mean(1)
 
 
-def test_windows_are_in_the_clip_and_predict_every_place_about_as_often():
-    starts = windows(clips(Spy, num_windows=2), torch.full((2000,), 64))
+def test_windows_are_in_the_clip_and_every_place_counts_the_same():
+    starts, counted = stretches(clips(Spy, num_windows=2), torch.full((20000,), 64))
     assert starts.min() == 0
     assert starts.max() == 63 - 16
-    predicted = torch.zeros(64)
-    for start in starts.tolist():
-        predicted[start + (7 if start else 1) : start + 17] += 1
-    assert predicted[0] == 0
-    share = predicted[1:] / len(starts)
-    assert share.min() > 0.6 * share.mean()
+    assert not counted[:, 0].any()
+    torch.testing.assert_close(counted.mean(0)[1:], torch.full((63,), 1 / 63), rtol=0.1, atol=0)
 
 
-def test_most_windows_touch_what_was_recorded_and_some_are_of_the_padding():
-    starts = windows(clips(Spy, is_sound=True, context=0), torch.full((4000,), 20))
-    is_silent = starts >= 20
-    assert 0.03 < is_silent.float().mean() < 0.35
-    assert torch.equal(starts[is_silent].unique(), torch.arange(20, 48))
-    assert (starts == 0).float().mean() < 0.5
+def test_the_recording_counts_for_fifteen_sixteenths_and_the_silence_for_the_rest():
+    _, counted = stretches(clips(Spy, is_sound=True, num_windows=4), torch.full((40000,), 20))
+    mean, end = counted.mean(0), 20 + 10 // 8
+    torch.testing.assert_close(mean[1:end], torch.full((end - 1,), 15 / 16 / (end - 1)), rtol=0.06, atol=0)
+    assert float(mean[end:].sum()) == pytest.approx(1 / 16, rel=0.08)
+    assert float(mean[end:].std()) < 0.3 * float(mean[end:].mean())
+
+
+@pytest.mark.parametrize("length", [1, 2, 20, 60, 64])
+def test_windows_of_clips_of_any_length_lie_inside(length):
+    starts, counted = stretches(clips(Spy, is_sound=True), torch.full((500,), length))
+    assert starts.min() >= 0
+    assert starts.max() <= 63 - 16
+    assert float(counted.mean(0).sum()) == pytest.approx(1, abs=0.2)
 
 
 def test_only_the_beginning_of_a_clip_is_predicted_from_less_than_the_context():
     model, x = clips(transformer), some_tokens(200, 64)
-    starts = model._starts(model._lengths(x), SampleNoise(0))[:, 0]
+    starts, weights = (found[:, 0] for found in model._stretches(model._lengths(x), SampleNoise(0)))
     found = model.train().loss(Batch(x), generator=SampleNoise(0))["loss"]
     for row, start in enumerate(starts.tolist()[:20]):
         nats = -model.log_probs(x[row : row + 1, start : start + 17])[0]
-        torch.testing.assert_close(found[row], nats[6 if start else 0 :].mean())
+        torch.testing.assert_close(found[row], (nats * weights[row]).sum())
+        assert start == 0 or not weights[row, :6].any()
 
 
 def test_a_window_as_long_as_the_clip_is_the_whole_clip():
@@ -175,6 +182,42 @@ def test_what_a_transformer_keeps_has_room_for_all_tokens():
     for place in range(200):
         logits, state = network.step(x[:, place], state)
         torch.testing.assert_close(logits, at_once[:, place], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_the_network_is_given_is_counted(cached):
+    model = clips(transformer, levels=8).eval()
+    given = []
+    model.network.register_forward_hook(lambda module, inputs, output: given.append(inputs[0].numel()))
+    if not cached:
+        model.network.step = None
+    prompt, total = some_tokens(3, 1, levels=8), []
+    choice = {"stride": model.stride, "cached": cached, "told": total.append}
+    continue_tokens(model.network, prompt, 63, TokenChoice(), SampleNoise(0), **choice)
+    begins = [first_seen(place, 16, 10) for place in range(1, 64)]
+    by_hand = sum(place - begin for place, begin in zip(range(1, 64), begins, strict=True))
+    if cached:  # a state is read once, and goes on
+        moved = [begins.index(begin) + 1 - begin for begin in sorted(set(begins))]
+        by_hand = sum(moved) + 63 - len(moved)
+    assert sum(total) == 3 * by_hand
+    if not cached:
+        assert sum(given) == sum(total)
+
+
+def test_a_network_that_sees_more_than_it_learns_from_is_refused():
+    def far(**sizes: int) -> WaveNet:
+        return WaveNet(width=8, skip_width=8, num_layers=4, num_stacks=1, **sizes)
+
+    with pytest.raises(UserError, match=r"model\.context=6 must be at least 15, .*network\.num_layers"):
+        clips(far)
+    with pytest.raises(UserError, match=r"model\.window=16 is not the 32 positions"):
+        clips(lambda **sizes: transformer(**(sizes | {"length": 32})))
+
+
+def test_texts_are_refused():
+    spec = DataSpec("made_up", "tokens", (64,), Values(DISCRETE, 0.0, 255.0, 256), tokenizer="{}")
+    with pytest.raises(UserError, match="is of clips; data=made_up gives windows of a text"):
+        AutoregressiveClips(spec, transformer, TokenChoice(), False, 16, 6, 1)
 
 
 @pytest.mark.parametrize(

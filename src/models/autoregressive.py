@@ -153,7 +153,10 @@ class Autoregressive(nn.Module):
         left = num_tokens - begun
         if not left or bool(has_ended.all()):
             return list(drawn)
-        self.num_evaluations += len(prompt) * (prompt.shape[1] + num_tokens - 1)
+
+        def count(num_tokens: int) -> None:
+            self.num_evaluations += num_tokens
+
         rest = continue_tokens(
             self.network,
             torch.cat([prompt, drawn], 1),
@@ -164,6 +167,7 @@ class Autoregressive(nn.Module):
             is_done,
             stride=self.stride,
             num_drawn=begun,
+            told=count,
         )
         rows = zip(drawn, rest, has_ended.tolist(), strict=True)
         return [row if is_over else torch.cat([row, more]) for row, more, is_over in rows]

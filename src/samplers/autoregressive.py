@@ -58,6 +58,7 @@ def continue_tokens(
     cached: bool = True,
     stride: int = 1,
     num_drawn: int = 0,
+    told: Callable[[int], None] = lambda num_tokens: None,
 ) -> list[Tensor]:
     """Draws of what follows each row of a prompt, `(num_tokens,)` int64 each, or shorter where `is_done`.
 
@@ -76,6 +77,7 @@ def continue_tokens(
         cached: whether to keep a state; without one the result is the same, and slow.
         stride: what the network sees begins at a multiple of it, at the first from which all tokens fit.
         num_drawn: so many of the last tokens of the prompt were drawn, too, and are shown to `is_done`.
+        told: how many tokens the network is given, each time that it is.
     """
     size, start = prompt.shape
     assert start >= max(1, num_drawn)
@@ -87,7 +89,7 @@ def continue_tokens(
     for first in range(0, size, rows):
         some = slice(first, first + rows)
         features = None if condition is None else condition[some]
-        drawn += _continue_rows(network, prompt[some], u[some], choice, features, is_done, cached, stride, num_drawn)
+        drawn += _continue_rows(network, prompt[some], u[some], choice, features, is_done, cached, stride, num_drawn, told)
     return drawn
 
 
@@ -101,6 +103,7 @@ def _continue_rows(
     cached: bool,
     stride: int,
     num_drawn: int,
+    told: Callable[[int], None],
 ) -> list[Tensor]:
     """`continue_tokens` of some rows, each token at its number of u `(B, num_tokens)`."""
     (size, start), num_tokens = prompt.shape, u.shape[1]
@@ -112,7 +115,9 @@ def _continue_rows(
     for i in range(num_tokens):
         end = start + i
         begin = -(-max(0, end - limit) // stride) * stride
-        if state is not None and state_begin == begin:
+        goes_on = state is not None and state_begin == begin
+        told(size if goes_on else size * (end - begin))
+        if goes_on:
             logits, state = network.step(tokens[:, end - 1], state, condition)
         elif not cached:
             logits = network(tokens[:, begin:end], condition)[:, -1]
