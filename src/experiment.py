@@ -121,6 +121,12 @@ def require_vocabulary_of_weights(config: DictConfig, data: ArrayData) -> None:
     if folder is None or data.arrays.tokenizer is None:
         return
     if not holds_tokenizer(Path(folder)):
+        given, wanted = config.network.config.get("vocab_size", 50257), data.arrays.tokenizer.num_tokens
+        if given != wanted:  # a padded vocabulary or another one: nobody knows
+            raise UserError(
+                f"network.weights={folder} has {given:,} tokens and data={data.spec.name} has {wanted:,}, and the folder "
+                "does not say what its own are; put the tokenizer.json of the weights into it"
+            )
         log.info(
             f"network.weights={folder} does not say what its tokens are: that they are those of the data is not checked"
         )

@@ -99,9 +99,18 @@ def named(config: DictConfig, hydra: DictConfig, job: Run | None = None) -> Dict
             own.autoencoder = _of_autoencoder(str(own.autoencoder), str(hydra.runtime.choices.data), job)
         if (weights := OmegaConf.select(own, "network.weights")) is not None:
             # so that the run can be rebuilt where the folder is not, and begins with no other weights than these
-            own.network.config = own.model.network.config = gpt2_config(str(weights))
-            own.network.sha256 = own.model.network.sha256 = weights_sha256(str(weights))
+            about = _of_weights(str(weights), job)
+            own.network.config = own.model.network.config = about["config"]
+            own.network.sha256 = own.model.network.sha256 = about["sha256"]
     return own
+
+
+def _of_weights(folder: str, job: Run | None) -> dict[str, Any]:
+    """The config and the hash of the weights that a run begins with. A job with a checkpoint needs their folder no more."""
+    kept = _kept(job, "network")
+    if kept is not None and kept.get("weights") == folder and not Path(folder).exists():
+        return kept
+    return {"config": gpt2_config(folder), "sha256": weights_sha256(folder)}
 
 
 def _of_autoencoder(path: str, data: str, job: Run | None) -> dict[str, Any]:
@@ -112,7 +121,7 @@ def _of_autoencoder(path: str, data: str, job: Run | None) -> dict[str, Any]:
 
     A job that has a checkpoint has the weights in it, and needs the other run no more, which may be gone or in training.
     """
-    kept = _kept_autoencoder(job)
+    kept = _kept(job, "autoencoder")
     place = str(Path(path).absolute())
     if kept is not None and kept["run"] in (path, place) and (not Path(path).exists() or is_claimed(Path(path))):
         return kept  # what a training leaves behind is compared when it has ended
@@ -149,13 +158,13 @@ def _of_autoencoder(path: str, data: str, job: Run | None) -> dict[str, Any]:
     }
 
 
-def _kept_autoencoder(job: Run | None) -> dict[str, Any] | None:
-    """What a job's own config says of its autoencoder, if the job has no more need of that run."""
+def _kept(job: Run | None, part: str) -> dict[str, Any] | None:
+    """What a job's own config says of a part that was trained elsewhere, if the job has no more need of that place."""
     if job is None or not job.is_there():
         return None
     if job.state()["status"] not in ("done", "pruned") and not job.has_checkpoint("last"):
         return None
-    found = cast("dict[str, Any]", OmegaConf.to_container(job.config())).get("autoencoder")
+    found = cast("dict[str, Any]", OmegaConf.to_container(job.config())).get(part)
     return found if isinstance(found, dict) else None
 
 

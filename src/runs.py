@@ -53,6 +53,7 @@ _WITHOUT_EFFECT = (  # on what comes out
     "autoencoder.run",  # its weights are known by their hash
     "autoencoder.costs",
 )
+_KNOWN_BY_HASH = ("network.weights", "model.network.weights")  # which stands beside the folder
 
 
 def descriptive(overrides: Iterable[str]) -> list[str]:
@@ -94,7 +95,7 @@ def config_hash(config: DictConfig) -> str:
 def _digest(config: DictConfig) -> str:
     """SHA-256 of a config, without what cannot change the result, and without names."""
     plain = cast("dict[str, Any]", OmegaConf.to_container(without_controls(config)))
-    for path in (*_WITHOUT_EFFECT, "name"):
+    for path in (*_WITHOUT_EFFECT, *_KNOWN_BY_HASH, "name"):
         *above, last = path.split(".")
         node: Any = plain
         for key in above:

@@ -7,9 +7,11 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,9 +23,12 @@ from src.core.rng import SampleNoise, StreamNoise
 from src.core.spec import DISCRETE, DataSpec, Values
 from src.core.tokens import TokenChoice
 from src.data.tokenizers import CharacterTokenizer
+from src.experiment import require_vocabulary_of_weights
+from src.jobs import named
 from src.models.autoregressive import Autoregressive
 from src.networks.lstm import LSTM
 from src.networks.transformer import Transformer
+from src.runs import Run, config_hash
 from src.samplers.autoregressive import continue_tokens
 from tests.commands import call
 
@@ -198,6 +203,36 @@ def test_run_does_not_begin_with_other_weights_than_it_was_made_for(folder, tmp_
     with pytest.raises(UserError, match=rf"holds other weights than when this run was made .* was {known[:12]}, now"):
         small_gpt2(weights=there, sha256=known, lora_rank=2).load_weights()
     assert weights_sha256(str(tmp_path)) is None
+
+
+def test_a_padded_vocabulary_is_taken_only_where_the_folder_says_what_it_is(tmp_path):
+    weights = small_gpt2(num_tokens=64).net.config
+    config = OmegaConf.create({"network": {"weights": str(tmp_path), "config": weights.to_dict()}})
+    arrays = SimpleNamespace(tokenizer=SimpleNamespace(num_tokens=11, vocabulary="11 letters"))
+    data = SimpleNamespace(arrays=arrays, spec=SimpleNamespace(name="letters"))
+    with pytest.raises(UserError, match=r"has 64 tokens and data=letters has 11.*tokenizer\.json"):
+        require_vocabulary_of_weights(config, data)
+    arrays.tokenizer.num_tokens = 64
+    require_vocabulary_of_weights(config, data)  # as many: nobody knows, and the log says so
+
+
+def test_a_job_that_has_a_checkpoint_does_not_need_the_folder_of_its_first_weights(folder, tmp_path):
+    there = str(shutil.copytree(folder, tmp_path / "there"))
+    config = OmegaConf.create({"seed": 0, "network": {"weights": there}, "model": {"network": {"weights": there}}})
+    hydra = OmegaConf.create({"runtime": {"choices": {"model": "gpt2", "data": "letters"}}})
+    made = named(config, hydra)
+    elsewhere = named(OmegaConf.create({**config, "network": {"weights": f"{tmp_path}/./there"}}), hydra)
+    elsewhere.model.network.weights = elsewhere.network.weights
+    assert config_hash(made) == config_hash(elsewhere)  # another spelling of one folder
+    job = Run(tmp_path / "job")
+    (job.path / "checkpoints").mkdir(parents=True)
+    (job.path / "checkpoints" / "last.ckpt").touch()
+    job.set_status("done")
+    OmegaConf.save(made, job.path / "config.yaml")
+    shutil.rmtree(there)
+    assert named(config, hydra, job).network.sha256 == made.network.sha256
+    with pytest.raises(UserError, match="is no folder"):
+        named(config, hydra)
 
 
 def test_marks_of_begin_and_end_are_kept(folder, tmp_path):

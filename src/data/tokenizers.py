@@ -150,7 +150,7 @@ class BytePairTokenizer:
     def __init__(self, described: str) -> None:
         self._described = described
         self._tokenizer = _library().Tokenizer.from_str(described)
-        self.num_tokens = self._tokenizer.get_vocab_size()
+        self.num_tokens = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # there may be gaps
 
     @property
     def vocabulary(self) -> str:

@@ -87,8 +87,9 @@ class AdversarialTraining(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
         self._round = [batch] if self.place_in_round == 0 else [*self._round, batch]
-        for optimizer in (generator_optimizer, discriminator_optimizer):
-            self._schedule.apply(optimizer.optimizer, self.examples_seen)
+        if self.place_in_round == 0:  # an update has the rate of one large batch that begins here
+            for optimizer in (generator_optimizer, discriminator_optimizer):
+                self._schedule.apply(optimizer.optimizer, self.examples_seen)
         # each player's loss is computed inside its own block: the other one is frozen there when the graph is built
         with self.toggled_optimizer(discriminator_optimizer):
             terms = self.model.discriminator_loss(batch, penalty_scale=self._penalty_scale(), generator=self._noise)

@@ -72,7 +72,8 @@ class GradientTraining(TrainingModule):
         if isinstance(self.model, FollowsTraining):
             self.model.follow(self.examples_seen)
         optimizer = cast(LightningOptimizer, self.optimizers())
-        self._schedule.apply(optimizer.optimizer, self.examples_seen)
+        if self.place_in_round == 0:  # an update has the rate of one large batch that begins here
+            self._schedule.apply(optimizer.optimizer, self.examples_seen)
         loss, numbers = self._reduce(self.model.loss(batch, generator=self._noise))
         self._descend(optimizer, loss, self.place_in_round)
         self._count_batch(batch, numbers)
