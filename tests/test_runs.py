@@ -37,7 +37,7 @@ from src.core.spec import DataSpec
 from src.data.loading import ArrayData
 from src.evaluate import _take_given
 from src.evaluation.protocol import draw_samples, spread_classes
-from src.experiment import load_autoencoder, load_data, load_model, load_trained_model
+from src.experiment import evaluate_run, load_autoencoder, load_data, load_model, load_trained_model
 from src.metrics.metric import HELD_OUT, HIGHER, LOWER, NOISE, UNTRAINED, ZERO
 from src.runs import Run, _git, config_hash
 from tests.commands import QUICK, Trained, call, run_cli, train
@@ -181,6 +181,15 @@ def test_samples_come_nearer_by_the_reported_metric(run):
     fd = _results(run)["metrics"]["fd"]
     assert fd["value"] < fd["anchors"]["untrained"]["value"]
     assert fd["anchors"]["held_out"]["value"] < fd["value"]
+
+
+@pytest.mark.parametrize("name", ["vae"])
+def test_the_row_of_the_untrained_model_can_be_left_out(run, data, tmp_path):
+    again = Run(shutil.copytree(run.path, tmp_path / "run"))
+    config = OmegaConf.merge(run.config(), {"evaluation": {"untrained": False, "num_samples": 100}})
+    config.metric = load_option("metric", "fd")
+    rows = evaluate_run(again, data, config)["metrics"]["fd"]["anchors"]
+    assert set(_results(run)["metrics"]["fd"]["anchors"]) - set(rows) == {UNTRAINED}
 
 
 def test_every_weight_of_every_network_moves(run, untrained):
