@@ -5,11 +5,22 @@ import torch
 from torch import Tensor
 
 from src.core.rng import Noise, SampleNoise
+from src.core.sound import WAVEFORM, Sound
 from src.core.spec import DataSpec, Values
 from src.data.arrays import Arrays, Split, image_values
 from src.data.loading import ArrayData
 
-__all__ = ["FixedNoise", "RepeatingNoise", "image_data", "image_spec", "token_data", "token_spec", "vector_spec"]
+__all__ = [
+    "FixedNoise",
+    "RepeatingNoise",
+    "image_data",
+    "image_spec",
+    "token_data",
+    "token_spec",
+    "vector_spec",
+    "waveform_data",
+    "waveform_spec",
+]
 
 
 def image_spec(shape: tuple[int, ...], values: str, levels: int = 256, num_classes: int = 3) -> DataSpec:
@@ -30,6 +41,14 @@ def token_spec(length: int = 16, levels: int = 100, num_classes: int = 0) -> Dat
     )
 
 
+def waveform_spec(num_samples: int = 64, num_classes: int = 3) -> DataSpec:
+    """Waveforms called `made_up`."""
+    sound = Sound(4000, num_samples, WAVEFORM, 16, 8, 4, -16.0, 2.0)
+    return DataSpec(
+        "made_up", "audio", sound.shape, Values("continuous", -1.0, 1.0, None), _names(num_classes), sound=sound
+    )
+
+
 def image_data(
     shape: tuple[int, ...], values: str, num_classes: int = 3, count: int = 24, batch_size: int = 8
 ) -> ArrayData:
@@ -38,6 +57,15 @@ def image_data(
     split = Split(x, np.arange(count) % num_classes if num_classes else None)
     spec = image_spec(shape, values, num_classes=num_classes)
     arrays = Arrays(spec, 256, {"train": split, "val": split, "test": split}, "made_up")
+    return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
+
+
+def waveform_data(num_classes: int = 3, count: int = 24, batch_size: int = 8) -> ArrayData:
+    """Clips of noise of 16 bits with labels that take turns, and their loaders."""
+    spec = waveform_spec(num_classes=num_classes)
+    x = np.random.default_rng(0).integers(-(2**15), 2**15, (count, spec.num_dims), dtype=np.int16)
+    split = Split(x, np.arange(count) % num_classes if num_classes else None)
+    arrays = Arrays(spec, 2**16, {"train": split, "val": split, "test": split}, "made_up")
     return ArrayData(arrays, batch_size=batch_size, eval_batch_size=batch_size, num_workers=0, seed=0)
 
 

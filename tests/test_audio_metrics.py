@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.core.errors import NotApplicable
 from src.core.rng import Noise, SampleNoise
-from src.core.sound import LOG_MEL, REPRESENTATIONS, Sound, mu_law_encode, recorded_lengths
+from src.core.sound import LOG_MEL, REPRESENTATIONS, Sound, mu_law_encode, recorded_lengths, stft_distance
 from src.data.loading import ArrayData
 from src.evaluation.protocol import evaluate
 from src.metrics.bits_per_sample import BitsPerSample, bigram_bits, pair_counts, unigram_bits
@@ -24,7 +24,7 @@ from src.metrics.metric import GRIFFIN_LIM, HELD_OUT, MU_LAW, NOISE, UNTRAINED
 from src.metrics.reconstruction import PSNR
 from src.metrics.sound_classifier import SoundExtractor
 from src.metrics.spaces import DomainClassifier, PrincipalComponents
-from src.metrics.spectral import LogMelDistance, STFTDistance, log_mel_distance, stft_distance
+from src.metrics.spectral import LogMelDistance, STFTDistance, log_mel_distance
 from src.metrics.store import Store
 from src.models.classifier import Classifier
 from src.networks.classifier import ConvClassifier
@@ -113,10 +113,10 @@ def test_reference_rows_are_the_same_for_all_representations(results, metric):
     for found in results.values():
         assert {HELD_OUT, NOISE, MU_LAW, GRIFFIN_LIM} == set(found[metric].anchors) - {UNTRAINED}
         rows.append({name: reading.value for name, reading in found[metric].anchors.items()})
-        cards.append({key: value for key, value in found[metric].card.items() if key != "data_values"})
+        cards.append(found[metric].card)
     assert rows[0] == rows[1] == rows[2]
-    assert cards[0] == cards[1] == cards[2]
-    assert cards[0]["quantisation"] == "waveforms of 16 bits"
+    assert cards[0] == cards[1] == cards[2]  # so that they stand in one column of a table
+    assert cards[0]["quantisation"] == cards[0]["data_values"] == "waveforms of 16 bits"
 
 
 def test_samples_are_heard_as_waveforms_so_that_representations_compare(results):
@@ -130,6 +130,7 @@ def test_samples_are_heard_as_waveforms_so_that_representations_compare(results)
 def test_a_perfect_reconstruction_is_as_far_off_as_its_representation(results, metric):
     found = {name: one[metric] for name, one in results.items()}
     anchors = found["waveform"].anchors
+    assert {one.card["data_values"] for one in found.values()} == {"waveforms of 16 bits"}
     assert found["waveform"].value < 0.05 * anchors[MU_LAW].value + 0.01  # the place in the bin alone
     assert found["mu_law"].value == pytest.approx(anchors[MU_LAW].value, rel=1e-6)
     assert found["log_mel"].value == pytest.approx(anchors[GRIFFIN_LIM].value, rel=1e-3)
@@ -263,6 +264,8 @@ def test_a_frozen_classifier_of_a_folder_judges_models_of_every_representation_a
             assert (x != 0).mean() > 0.05
             assert (np.abs(x) >= 32767).mean() < 0.05
             assert list((run / "samples").glob(f"{name}_epoch_*.png"))
+    said = call("compare", str(tmp_path))
+    assert "Refused:" not in said.text
     for model in ("wavenet", "transformer_mu_law"):
         drawn = tmp_path / f"drawn_{model}"
         call("sample", f"run={tmp_path / model}", "n=2", "condition=low", f"out={drawn}")

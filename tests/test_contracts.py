@@ -41,11 +41,10 @@ from tests.configs import (
     small,
     target,
 )
-from tests.examples import RepeatingNoise, image_data, image_spec, token_data, token_spec, vector_spec
+from tests.examples import RepeatingNoise, image_data, image_spec, token_data, token_spec, vector_spec, waveform_data
 
 MODELS = options("model")
 SHAPES = {"grey8": (1, 8, 8), "colour16": (3, 16, 16)}
-WAVEFORM = (1, 64)  # instead, for models of waveforms
 NUM_CLASSES = 3
 NUM_SAMPLES = 6
 
@@ -69,7 +68,7 @@ def composed_with(name: str, likelihood: str, **model_keys: object) -> DictConfi
 
 
 class Setting:
-    """A model's config, and random images that suit its likelihood, or random tokens for a model of them.
+    """A model's config, and random images that suit its likelihood, or random tokens or waveforms for a model of them.
 
     Args:
         name, config: the model.
@@ -91,9 +90,12 @@ class Setting:
         accepts = get_object(likelihood["_target_"]).accepts if likelihood else (DISCRETE,)
         self._name = name
         self._autoencoder = is_of_another(name)
-        of_tokens = is_of_tokens(name)
-        shape = WAVEFORM if is_of_waveforms(name) else shape
-        self._data = token_data(num_classes) if of_tokens else image_data(shape, values or accepts[0], num_classes)
+        if is_of_tokens(name):
+            self._data = token_data(num_classes)
+        elif is_of_waveforms(name):
+            self._data = waveform_data(num_classes)
+        else:
+            self._data = image_data(shape, values or accepts[0], num_classes)
         self.spec = self._data.spec
 
     def model(self, seed: int = 0) -> nn.Module:
@@ -475,6 +477,7 @@ LIKELIHOOD_CASES = [
     (name, likelihood, values)
     for name, likelihood in itertools.product(BOUNDED_BY_A_LIKELIHOOD, options("likelihood"))
     for values in target("likelihood", likelihood).accepts
+    if (values == CONTINUOUS if is_of_waveforms(name) else likelihood != "spectral")
 ]
 
 

@@ -23,15 +23,16 @@ from src.objectives.likelihoods import (
     Gaussian,
     GaussianLearnedScale,
     Likelihood,
+    Spectral,
 )
 from src.objectives.variational import gaussian_kl, gaussian_log_prob, reparameterize
 from tests.configs import load_option, options, target
-from tests.examples import FixedNoise, image_spec, vector_spec
+from tests.examples import FixedNoise, image_spec, vector_spec, waveform_spec
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 KINDS = [BINARY_STATIC, BINARY_DYNAMIC, DISCRETE, CONTINUOUS]
-LIKELIHOODS = {name: target("likelihood", name) for name in options("likelihood")}
+LIKELIHOODS = {name: target("likelihood", name) for name in options("likelihood") if name != "spectral"}  # of waveforms
 ACCEPTED = [(name, kind) for name, kind in itertools.product(LIKELIHOODS, KINDS) if kind in LIKELIHOODS[name].accepts]
 REFUSED = sorted({*itertools.product(LIKELIHOODS, KINDS)} - {*ACCEPTED})
 OF_LEVELS = [(name, kind) for name, kind in ACCEPTED if kind != CONTINUOUS and LIKELIHOODS[name].is_normalised]
@@ -130,6 +131,51 @@ def test_mean_and_sample_have_the_shape_of_the_data(name, kind):
     parameters = some_parameters(likelihood)
     assert likelihood.mean(parameters).shape == (5, *SHAPE)
     assert likelihood.sample(parameters, SampleNoise(0)).shape == (5, *SHAPE)
+
+
+def spectral(**settings) -> Spectral:
+    return Spectral(**{"spec": waveform_spec(), "weight": 0.5, "n_ffts": [16, 32], "floor": 1e-12} | settings)
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
+def test_spectral_loss_of_a_louder_waveform_is_its_distance_in_closed_form(factor):
+    x = random(5, 1, 64)
+    distance = abs(1 - factor) + abs(math.log(factor))  # spectral convergence, and that of the log magnitudes
+    expected = torch.full((5,), -0.5 * 64 * distance)
+    torch.testing.assert_close(spectral().log_prob(x, factor * x), expected)
+    torch.testing.assert_close(spectral().log_prob(x, -factor * x), expected)  # of the other phase
+
+
+def test_spectral_loss_is_of_each_waveform_alone_and_reaches_the_decoder():
+    x, decoded = random(5, 1, 64), random(5, 1, 64, seed=1).requires_grad_()
+    together = spectral().log_prob(x, decoded)
+    torch.testing.assert_close(together[3], spectral().log_prob(x[3:4], decoded[3:4])[0])
+    together.sum().backward()
+    assert decoded.grad.isfinite().all()
+    assert (decoded.grad != 0).all()
+
+
+def test_a_decoder_of_the_spectral_loss_gives_the_waveform_itself():
+    decoded = random(5, 1, 64)
+    likelihood = spectral()
+    assert torch.equal(likelihood.mean(decoded), decoded.clamp(-1, 1))
+    assert torch.equal(likelihood.sample(decoded, SampleNoise(0)), likelihood.mean(decoded))
+    assert likelihood.is_normalised is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"spec": image_spec((1, 8, 8), CONTINUOUS)}, "Spectral is a loss of waveforms; data=made_up gives image 1x8x8"),
+        ({"n_ffts": []}, r"likelihood.n_ffts=\[\] must be one or more windows"),
+        ({"n_ffts": [16, 2]}, r"likelihood.n_ffts=\[16, 2\] must be one or more windows of at least 4"),
+        ({"weight": 0}, "likelihood.weight=0 must be a positive number"),
+        ({"floor": -1.0}, "likelihood.floor=-1.0 must be a positive number"),
+    ],
+)
+def test_spectral_loss_refuses_other_data_and_senseless_settings(settings, said):
+    with pytest.raises(UserError, match=said):
+        spectral(**settings)
 
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in ACCEPTED if case[0] != "discretized_logistic"])

@@ -46,6 +46,7 @@ __all__ = [
     "mu_law_encode",
     "recorded_lengths",
     "spectrogram",
+    "stft_distance",
     "to_pcm",
     "to_waveform",
 ]
@@ -183,6 +184,20 @@ def spectrogram(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
     """
     window = torch.hann_window(n_fft, dtype=waveform.dtype, device=waveform.device)
     return torch.stft(waveform, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
+
+
+def stft_distance(x: Tensor, y: Tensor, n_fft: int, hop: int, floor: float) -> Tensor:
+    """Spectral convergence of y from x plus their log magnitude distance at one resolution, `(B,)`.
+
+        | |X| - |Y| |_F / | |X| |_F  +  mean | ln |X| - ln |Y| |
+
+    Args:
+        x, y: clips `(B, T)`, x the recording.
+        n_fft, hop: the resolution.
+        floor: magnitudes below it count as it, in both terms.
+    """
+    a, b = (spectrogram(clip, n_fft, hop).abs().clamp(min=floor).flatten(1) for clip in (x, y))
+    return (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=_TINY) + (a.log() - b.log()).abs().mean(1)
 
 
 @functools.lru_cache

@@ -45,6 +45,7 @@ LOWER, HIGHER, ZERO = "lower", "higher", "zero"  # which values of a metric are 
 HELD_OUT, NOISE, UNTRAINED = "held_out", "noise", "untrained"  # the reference rows
 MU_LAW, GRIFFIN_LIM = "mu_law", "griffin_lim"  # of sound: held-out clips after a round trip through a representation
 QUANTISATION = "clamped and rounded to 0 .. 255"
+_AS_HEARD = "waveforms of 16 bits"
 STANDARDIZED = "each column less its mean, over its standard deviation, both of the training rows"  # units of a table
 
 
@@ -186,8 +187,16 @@ class Inputs:
     def quantisation(self) -> str:
         """What becomes of examples before they are measured, for cards."""
         if self.spec.sound is not None:
-            return "waveforms of 16 bits"
+            return _AS_HEARD
         return QUANTISATION if self.spec.modality == "image" else "none"
+
+    @property
+    def values_as_judged(self) -> dict[str, Any]:
+        """What the card of a metric of samples or reconstructions says of the data's values, if not what a model sees of them.
+
+        Sounds are compared as they are heard, so that models of waveforms, of mu-law and of log-mels stand in one table.
+        """
+        return {} if self.spec.sound is None else {"data_values": _AS_HEARD}
 
     def need_held_out(self) -> ImageSet:
         if HELD_OUT not in self.anchors:
@@ -282,6 +291,7 @@ class SampleMetric(Metric):
         card = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
+            **inputs.values_as_judged,
             "quantisation": inputs.quantisation,
             "seed": inputs.seed,
             "num_samples": reading.count,

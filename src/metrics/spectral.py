@@ -27,14 +27,14 @@ from src.core.sound import (
     from_waveform,
     log_mel,
     mel_to_waveform,
-    spectrogram,
+    stft_distance,
     to_pcm,
     to_waveform,
 )
 from src.metrics.intervals import mean_interval
 from src.metrics.metric import GRIFFIN_LIM, LOWER, MU_LAW, NOISE, Inputs, Measurement, Metric, Reading, require
 
-__all__ = ["LogMelDistance", "STFTDistance", "log_mel_distance", "round_trips", "stft_distance"]
+__all__ = ["LogMelDistance", "STFTDistance", "log_mel_distance", "round_trips"]
 
 _DECIBELS = 10 / math.log(10)  # of a natural logarithm of power
 _KEPT = "reconstructed_clips"
@@ -49,20 +49,6 @@ def log_mel_distance(x: Tensor, y: Tensor, sound: Sound) -> Tensor:
     """
     span = (sound.log_high - sound.log_low) / 2  # what 1 of a log-mel is, as a natural logarithm
     return (log_mel(x, sound) - log_mel(y, sound)).abs().flatten(1).mean(1) * span * _DECIBELS
-
-
-def stft_distance(x: Tensor, y: Tensor, n_fft: int, hop: int, floor: float) -> Tensor:
-    """Spectral convergence of y from x plus their log magnitude distance at one resolution, `(B,)`.
-
-        | |X| - |Y| |_F / | |X| |_F  +  mean | ln |X| - ln |Y| |
-
-    Args:
-        x, y: clips `(B, T)`, x the recording.
-        n_fft, hop: the resolution.
-        floor: magnitudes below it count as it, in both terms.
-    """
-    a, b = (spectrogram(clip, n_fft, hop).abs().clamp(min=floor).flatten(1) for clip in (x, y))
-    return (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=_TINY) + (a.log() - b.log()).abs().mean(1)
 
 
 def round_trips(sound: Sound) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -104,7 +90,8 @@ class _OfReconstructions(Metric):
         readings = {name: self._reading(clips[""], rebuilt, sound) for name, rebuilt in clips.items() if name}
         own = readings.pop(_KEPT)
         examples = "all" if self._num_examples is None else "evenly spread over the split"
-        card = {"split": "test", "num_examples": own.count, "examples": examples, **self.protocol(sound)}
+        card = {"split": "test", "num_examples": own.count, "examples": examples, **inputs.values_as_judged}
+        card |= self.protocol(sound)
         return Measurement(own.value, self.unit, card, LOWER, own.interval, anchors=dict(readings))
 
     def _reading(self, x: Tensor, y: Tensor, sound: Sound) -> Reading:

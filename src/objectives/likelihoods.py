@@ -8,11 +8,13 @@ References:
     Kingma, Welling 2014, arXiv:1312.6114, appendix C: Bernoulli and Gaussian decoders.
     Rybkin, Daniilidis, Levine 2021, "Simple and effective VAE training with calibrated decoders", arXiv:2006.13202:
         one learned scale.
+    Yamamoto, Song, Kim 2020, "Parallel WaveGAN", arXiv:1910.11480, section 2.2: the distance of spectra.
     Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", arXiv:1701.05517, section 2.1: discretized logistic.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -22,10 +24,19 @@ from torch.nn import functional as F
 from src.core.errors import UserError
 from src.core.rng import Noise
 from src.core.shapes import sum_event
+from src.core.sound import WAVEFORM, stft_distance
 from src.core.spec import BINARY_DYNAMIC, BINARY_STATIC, CONTINUOUS, DISCRETE, DataSpec
 from src.objectives.variational import gaussian_log_prob
 
-__all__ = ["Bernoulli", "BernoulliOnGrey", "DiscretizedLogistic", "Gaussian", "GaussianLearnedScale", "Likelihood"]
+__all__ = [
+    "Bernoulli",
+    "BernoulliOnGrey",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "GaussianLearnedScale",
+    "Likelihood",
+    "Spectral",
+]
 
 
 class Likelihood(nn.Module, ABC):
@@ -162,6 +173,60 @@ class GaussianLearnedScale(_GaussianDensity):
     def __init__(self, spec: DataSpec, initial_scale: float) -> None:
         super().__init__(spec)
         self.log_scale = nn.Parameter(_log_scale(initial_scale, "likelihood.initial_scale"))
+
+
+class Spectral(Likelihood):
+    """Minus the distance of the spectra of a waveform and the decoder's, at several resolutions: a loss, not a likelihood.
+
+        - weight * T * mean over resolutions of stft_distance(x, mean)
+
+    The ear does not hear the phase, and neither does this loss. A density of the T samples has to tell it, which takes far
+    more of the latents than what was said, so that those of a VAE of waveforms are given up. Its samples are its means,
+    since it has no distribution to draw from.
+
+    Args:
+        spec: the data; waveforms.
+        weight: nats for each sample of the waveform that a distance of 1 costs.
+        n_ffts: windows in samples, one for each resolution; the hop is a quarter of each.
+        floor: magnitudes below it count as it.
+    """
+
+    num_parameters = 1
+    accepts = (CONTINUOUS,)
+    is_normalised = False
+
+    def __init__(self, spec: DataSpec, weight: float, n_ffts: Sequence[int], floor: float) -> None:
+        super().__init__(spec)
+        if spec.sound is None or spec.sound.representation != WAVEFORM:
+            raise UserError(
+                f"Spectral is a loss of waveforms; data={spec.name} gives {spec.describe()} (choose another with likelihood=, "
+                "or of sound data.representation=waveform)"
+            )
+        if not n_ffts or any(n_fft < 4 for n_fft in n_ffts):
+            raise UserError(f"likelihood.n_ffts={list(n_ffts)} must be one or more windows of at least 4 samples")
+        for key, value in {"weight": weight, "floor": floor}.items():
+            if not value > 0:
+                raise UserError(f"likelihood.{key}={value} must be a positive number")
+        self._weight = weight
+        self._n_ffts = n_ffts
+        self._floor = floor
+        self.in_words = f"{weight:g} of the distance of spectra at windows of {', '.join(map(str, n_ffts))}"
+
+    def natural(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Minus the weighted distance, `(B,)`; no log probability."""
+        x, mean = x[:, 0], parameters[:, 0]
+        each = [stft_distance(x, mean, n_fft, n_fft // 4, self._floor) for n_fft in self._n_ffts]
+        return -self._weight * x.shape[1] * torch.stack(each).mean(0)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The decoder's waveform, clamped to the data's range."""
+        return parameters.clamp(self.spec.values.low, self.spec.values.high)
+
+    def sample(self, parameters: Tensor, generator: Noise) -> Tensor:
+        return self.mean(parameters)
 
 
 class DiscretizedLogistic(Likelihood):
