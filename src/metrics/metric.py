@@ -192,7 +192,7 @@ class Inputs:
 
     @property
     def values_as_judged(self) -> dict[str, Any]:
-        """What the card of a metric of samples or reconstructions says of the data's values, if not what a model sees of them.
+        """What cards of samples and of reconstructions say of the data's values, if that is not what a model sees of them.
 
         Sounds are compared as they are heard, so that models of waveforms, of mu-law and of log-mels stand in one table.
         """

@@ -199,8 +199,8 @@ class Spectral(Likelihood):
         super().__init__(spec)
         if spec.sound is None or spec.sound.representation != WAVEFORM:
             raise UserError(
-                f"Spectral is a loss of waveforms; data={spec.name} gives {spec.describe()} (choose another with likelihood=, "
-                "or of sound data.representation=waveform)"
+                f"Spectral is a loss of waveforms; data={spec.name} gives {spec.describe()} (choose another with "
+                "likelihood=, or of sound data.representation=waveform)"
             )
         if not n_ffts or any(n_fft < 4 for n_fft in n_ffts):
             raise UserError(f"likelihood.n_ffts={list(n_ffts)} must be one or more windows of at least 4 samples")
