@@ -67,11 +67,12 @@ class Placed:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where everything stands, in pixels; tiles are squares of `side`, with pictures in their left upper corners."""
+    """Where everything stands, in pixels; tiles are `side` wide, with pictures in their left upper corners."""
 
     width: int
     height: int
     side: int
+    tile_height: int
     tiles: tuple[Placed, ...]
     texts: tuple[Text, ...]
 
@@ -87,8 +88,10 @@ def newest_grid(samples: Path) -> Path | None:
 def arrange(tiles: Sequence[Tile], title: str) -> Sheet:
     """Blocks in lines, each block as wide as the largest one, at most `MOST_TILES` tiles, no larger than the pictures."""
     shown = tiles[:MOST_TILES]
-    largest = max((_size(tile.picture) for tile in shown if tile.picture), default=0)
+    sizes = [size for tile in shown if tile.picture and (size := _size(tile.picture))]
+    largest = max(map(max, sizes), default=0)
     side = max(_LEAST_SIDE, min(largest, next(side for most, side in _MOST_SIDES.items() if len(shown) <= most)))
+    tile_height = max([_LEAST_SIDE, *(_fitted(size, side)[1] for size in sizes)])
     blocks: dict[str, list[Tile]] = {}
     for tile in shown:
         blocks.setdefault(tile.block, []).append(tile)
@@ -106,7 +109,7 @@ def arrange(tiles: Sequence[Tile], title: str) -> Sheet:
         y = _write(texts, line, (_MARGIN, y), (_TITLE, _LABEL_LINES), width - 2 * _MARGIN, _ALARM if i else _INK)
     captions = max((len(_lines(tile.caption, _CAPTION, side, _CAPTION_LINES)) for tile in shown if tile.caption), default=0)
     caption_height = round(captions * _CAPTION * _LINE_HEIGHT) + 2
-    row_height = caption_height + side + _GAP
+    row_height = caption_height + tile_height + _GAP
     named = list(blocks.items())
     for line_start in range(0, len(named), per_line):
         line_of_blocks = named[line_start : line_start + per_line]
@@ -122,7 +125,7 @@ def arrange(tiles: Sequence[Tile], title: str) -> Sheet:
                 _write(texts, tile.caption, corner, (_CAPTION, _CAPTION_LINES), side, _PALE)
                 placed.append(Placed(corner[0], corner[1] + caption_height, tile))
         y += row_height * max(-(-len(block) // per_row) for _, block in line_of_blocks) + _GAP
-    return Sheet(width, y + _MARGIN, side, tuple(placed), tuple(texts))
+    return Sheet(width, y + _MARGIN, side, tile_height, tuple(placed), tuple(texts))
 
 
 def paint(sheet: Sheet) -> Any:
@@ -137,8 +140,8 @@ def paint(sheet: Sheet) -> Any:
         if picture is not None:
             image.paste(picture, (placed.x, placed.y))
             continue
-        pen.rectangle((placed.x, placed.y, placed.x + sheet.side - 1, placed.y + sheet.side - 1), fill=_EMPTY)
-        most = int((sheet.side - 2 * _GAP) / (_CAPTION * _LINE_HEIGHT))
+        pen.rectangle((placed.x, placed.y, placed.x + sheet.side - 1, placed.y + sheet.tile_height - 1), fill=_EMPTY)
+        most = int((sheet.tile_height - 2 * _GAP) / (_CAPTION * _LINE_HEIGHT))
         corner = placed.x + _GAP, placed.y + _GAP
         _write(texts, words, corner, (_CAPTION, most), sheet.side - 2 * _GAP, _ALARM if placed.tile.is_wrong else _PALE)
     for text in texts:
@@ -146,15 +149,22 @@ def paint(sheet: Sheet) -> Any:
     return image
 
 
-def _size(picture: Path) -> int:
-    """The longer side of a picture; 0 if it cannot be read."""
+def _size(picture: Path) -> tuple[int, int] | None:
+    """Width and height of a picture; None if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(picture) as file:
-            return max(file.size)
+            return file.size
     except _DAMAGED:
-        return 0
+        return None
+
+
+def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height made to fit in a square: smaller, or a whole number of times larger."""
+    longer = max(size)
+    scale = side // longer if longer <= side else side / longer
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _picture(tile: Tile, side: int) -> tuple[Any, str]:
@@ -168,12 +178,9 @@ def _picture(tile: Tile, side: int) -> tuple[Any, str]:
             picture = file.convert("RGB")
     except _DAMAGED:
         return None, f"{tile.picture.name} cannot be read"
-    longer = max(picture.size)
-    if longer <= side:
-        times = side // longer
-        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST), ""
-    size = (max(1, round(picture.width * side / longer)), max(1, round(picture.height * side / longer)))
-    return picture.resize(size, Image.Resampling.LANCZOS), ""
+    is_smaller = max(picture.size) <= side
+    way = Image.Resampling.NEAREST if is_smaller else Image.Resampling.LANCZOS
+    return picture.resize(_fitted(picture.size, side), way), ""
 
 
 def _write(texts: list[Text], line: str, corner: tuple[int, int], font: tuple[int, int], width: int, colour: Colour) -> int:

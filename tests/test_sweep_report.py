@@ -361,7 +361,7 @@ def test_tiles_and_labels_stay_within_the_picture_and_apart(num_jobs, num_seeds)
     assert [placed.tile for placed in sheet.tiles] == tiles[:MOST_TILES]
     assert any("5 more jobs are not shown" in text.line for text in sheet.texts) is (num_jobs > MOST_TILES)
     assert sheet.width <= 1900
-    boxes = [(placed.x, placed.y, sheet.side, sheet.side) for placed in sheet.tiles]
+    boxes = [(placed.x, placed.y, sheet.side, sheet.tile_height) for placed in sheet.tiles]
     for text in sheet.texts:
         long = ImageFont.load_default(text.size).getlength(text.line)
         assert long <= text.width
@@ -382,6 +382,8 @@ def test_pictures_of_any_size_fit_into_their_tiles(tmp_path, size):
     assert image.size == (sheet.width, sheet.height)
     assert image.getpixel((sheet.tiles[1].x, sheet.tiles[1].y)) == BLUE
     assert sheet.side <= 528
+    shown = min(528, max(size)) * size[1] / max(size)  # high
+    assert sheet.tile_height == max(136, round(shown))  # no higher than what is shown, or than words
 
 
 # TensorBoard

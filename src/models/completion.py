@@ -211,7 +211,7 @@ class CompletionVAE(nn.Module):
 
     def _require_likelihood(self) -> None:
         if not self.likelihood.is_normalised:
-            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood of grey values")
+            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood")
 
 
 def known_quadrants(height: int, width: int, num_known: int) -> Tensor:

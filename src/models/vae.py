@@ -174,7 +174,7 @@ class VAE(nn.Module):
     def require_likelihood(self) -> None:
         """Raise `NotApplicable` if p(x | z) is no likelihood, so that there is none of x."""
         if not self.likelihood.is_normalised:
-            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood of grey values")
+            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood")
 
     def importance_log_weights(
         self, x: Tensor, condition: Tensor | None = None, *, num_samples: int, generator: Noise | None = None

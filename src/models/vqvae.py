@@ -142,7 +142,7 @@ class VQVAE(nn.Module):
 
     def log_prob_bound_terms(self, x: Tensor, condition: Tensor | None = None, *, generator: Noise | None = None) -> Terms:
         if not self.likelihood.is_normalised:
-            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood of grey values")
+            raise NotApplicable(f"{type(self.likelihood).__name__} is a training loss, not a likelihood")
         codes = self.quantize(x, condition)
         reconstruction = self._log_likelihood(x, self.codebook.look_up(codes), condition)
         return {"reconstruction": reconstruction, "log_prior": self._log_prior(codes, condition)}
