@@ -142,5 +142,15 @@ def is_of_waveforms(model: str) -> bool:
 
 
 def models_of_pictures() -> list[str]:
-    """The models that train on pictures, as those of digits."""
-    return [name for name in options("model") if not is_of_tokens(name) and not is_of_waveforms(name)]
+    """The models that train on pictures of discrete levels, as those of digits."""
+    return [
+        name
+        for name in options("model")
+        if not is_of_tokens(name) and not is_of_waveforms(name) and not _needs_continuous_values(name)
+    ]
+
+
+def _needs_continuous_values(model: str) -> bool:
+    """Whether a model's own likelihood is a density."""
+    likelihood = parts(model).get("likelihood")
+    return likelihood is not None and "discrete" not in target("likelihood", likelihood).accepts
