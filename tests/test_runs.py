@@ -161,7 +161,10 @@ def _at_the_first_step(run: Run, data: ArrayData) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", slow_but_for(sorted({*SAMPLERS} - {"wgan_gp"}), FEW))  # its critic learns first
+LATE = {"wgan_gp", "ddpm"}  # its critic learns first; its samples lie at the edges of the range for hundreds of steps
+
+
+@pytest.mark.parametrize("name", slow_but_for(sorted({*SAMPLERS} - LATE), FEW))
 def test_samples_come_nearer_to_the_data(model, untrained, data):
     real = data.spec.to_units(torch.from_numpy(data.arrays.splits["train"].x[:].copy()))
 
@@ -336,7 +339,7 @@ def test_cards_name_the_seed_and_the_quantisation_where_they_matter_and_nowhere_
 def test_cards_say_which_models_were_told_the_classes(run, name, model):
     cards = [entry["card"] for entry in _results(run)["metrics"].values() if "card" in entry]
     is_told = isinstance(model, CanSample) and model.is_conditional
-    assert is_told == (name in ("cgan", "cvae", "projection_gan"))
+    assert is_told == (name in ("cgan", "cvae", "flow_matching_mel", "projection_gan"))
     given = {card["model"].get("classes") for card in cards}
     assert given == ({"given, as frequent as in the training data"} if is_told else {None})
     of_what = {metric: entry["card"].get("of") for metric, entry in _results(run)["metrics"].items() if "card" in entry}
