@@ -161,7 +161,7 @@ def _at_the_first_step(run: Run, data: ArrayData) -> nn.Module:
     return model.eval()
 
 
-LATE = {"wgan_gp", "ddpm"}  # its critic learns first; its samples lie at the edges of the range for hundreds of steps
+LATE = {"wgan_gp", "ddpm"}  # its critic learns first; its samples lie at the edges of the range after so few steps
 
 
 @pytest.mark.parametrize("name", slow_but_for(sorted({*SAMPLERS} - LATE), FEW))

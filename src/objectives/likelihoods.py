@@ -180,9 +180,8 @@ class Spectral(Likelihood):
 
         - weight * T * mean over resolutions of stft_distance(x, mean)
 
-    The ear does not hear the phase, and neither does this loss. A density of the T samples has to tell it, which takes far
-    more of the latents than what was said, so that those of a VAE of waveforms are given up. Its samples are its means,
-    since it has no distribution to draw from.
+    The phase counts for nothing here, while a density of the T samples has to tell it. Its samples are its means, since it
+    has no distribution to draw from.
 
     Args:
         spec: the data; waveforms.
